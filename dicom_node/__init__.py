@@ -1,0 +1,13 @@
+"""LaMed Node: receives CT and MR studies, has them read, returns draft SR and SEG.
+
+    scp       associations come in           spool     instances lie on disk
+    intake    a study is complete            routing   which protocol, which series, why
+    jobs      the queue                      worker    THE STORY: read it first
+    volume    instances -> one volume        scu       results go out
+    delivery  retries and proof              ledger    everything is remembered
+    qa        the pages of the QA reader     config, errors, instance: the leaves
+
+`__main__` is the command line and the only place where the parts are put together.
+"""
+
+__all__: list[str] = []

@@ -1,0 +1,1 @@
+"""What is asked of which exam, and how answers become DICOM objects."""
