@@ -1,0 +1,62 @@
+# Two commands: `make run` shows the main job, `make test` runs every test. Both install what they need.
+# Everything else: make check | bench | clean.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export HF_HUB_OFFLINE = 1
+
+# What the installed packages follow from; a changed file makes a new stamp, and a new installation.
+STAMP      = $(VENV)/.installed-$(shell cat setup.cfg pyproject.toml constraints.txt | sha256sum | cut -c1-12)
+STAMP_DEV  = $(STAMP)-dev
+SYSTEM_RUN  := python3-venv dcmtk
+SYSTEM_TEST := $(SYSTEM_RUN) orthanc orthanc-dicomweb orthanc-python chromium
+
+.PHONY: run test check bench clean system-run system-test
+
+run: system-run $(STAMP)
+	$(BIN)/lamed-node demo
+
+test: system-test $(STAMP_DEV)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP_DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	MYPYPATH=plugin $(BIN)/mypy --strict plugin/lamed_orthanc.py
+	$(BIN)/lint-imports
+
+bench: $(STAMP_DEV)
+	$(BIN)/python -m tests.bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+system-run: PACKAGES = $(SYSTEM_RUN)
+system-test: PACKAGES = $(SYSTEM_TEST)
+system-run system-test:
+	@missing=""; for each in $(PACKAGES); do \
+	  dpkg-query -W -f '$${Status}' $$each 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$each"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing system packages:$$missing"; \
+	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+$(VENV)/bin/python:
+	@echo "making a virtual environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): | $(VENV)/bin/python
+	@echo "installing LaMed Node and what it needs into $(VENV) (a few minutes the first time)"
+	$(BIN)/pip install --quiet --progress-bar on $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --progress-bar on --constraint constraints.txt --editable .
+	@touch $@
+
+$(STAMP_DEV): $(STAMP)
+	@echo "installing what the tests need into $(VENV)"
+	$(BIN)/pip install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev,qa]'
+	@touch $@
