@@ -1,0 +1,157 @@
+"""What the objects of one job share: whom they are about, who made them, when, and their UIDs.
+
+Knows the modules that every object has (PS3.3 C.7, C.12) and nothing of what is inside one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import highdicom as hd
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from . import foreign
+from .protocol import LANGUAGES, Protocol, Question, TemplateError
+from .provenance import LONG_STRING, UNTRAINED, Algorithm, equipment, uid
+
+DRAFT = "AI DRAFT"
+NOTICE = f"{DRAFT} - NOT FOR DIAGNOSTIC USE - UNVERIFIED"
+NO_KNOWLEDGE = (
+    f"{UNTRAINED} MODEL. Its weights were never trained: every answer, outline and number in this "
+    "draft is meaningless. It serves to test the connection and must not be read as findings."
+)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question and what the model made of it.
+
+    `text` is the model's, unchecked. `mask` is bool or 0/1 on the source grid, slices in the
+    source's order; None: nothing was outlined. `confidence` decides where outlines overlap; None
+    ranks below every number.
+    """
+
+    question: Question
+    text: str
+    mask: hd.Volume | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the objects made for a job."""
+
+    name: str
+    title: str
+    series_number: int
+
+
+SEG = Kind("seg", "segmentation", 9001)
+MEASUREMENTS = Kind("measurements", "measurements", 9002)
+REPORT = Kind("draft", "report", 9003)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One job's sources and provenance; `sources[0]` has a header that is fit to inherit from."""
+
+    protocol: Protocol
+    sources: tuple[Dataset, ...]
+    algorithm: Algorithm
+    job_id: str
+    created_at: datetime
+
+    @classmethod
+    def about(
+        cls,
+        protocol: Protocol,
+        sources: Sequence[Dataset],
+        algorithm: Algorithm,
+        job_id: str,
+        created_at: datetime,
+    ) -> "Document":
+        """Make the document of a job; local time of this machine if `created_at` has a zone."""
+        if not sources or not job_id:
+            raise TemplateError("expected at least one source image and a job's id")
+        if created_at.tzinfo:
+            # The study's times are local, without a zone; ours stand beside them.
+            created_at = created_at.astimezone().replace(tzinfo=None)
+        clean = (foreign.header(sources[0]), *sources[1:])
+        return cls(protocol, clean, algorithm, job_id, created_at)
+
+    @property
+    def series_uid(self) -> str:
+        """Series Instance UID of the images that were read."""
+        return str(self.sources[0].SeriesInstanceUID)
+
+    @property
+    def slices(self) -> int:
+        """How many slices were read: frames, if the source is multi-frame."""
+        return int(self.sources[0].get("NumberOfFrames") or len(self.sources))
+
+    @property
+    def language(self) -> hd.sr.LanguageOfContentItemAndDescendants:
+        """Language of content (TID 1204)."""
+        key = self.protocol.language
+        return hd.sr.LanguageOfContentItemAndDescendants(
+            hd.sr.CodedConcept(key, "RFC5646", LANGUAGES[key])
+        )
+
+    def description(self, kind: Kind) -> str:
+        """Series Description: what it is worth comes first, and fits where lists are narrow."""
+        mark = f"{DRAFT} {UNTRAINED}" if self.algorithm.untrained else DRAFT
+        return foreign.line(f"{mark} {kind.title}: {self.protocol.title}", LONG_STRING)
+
+    def sop_uid(self, kind: Kind) -> str:
+        """SOP Instance UID: the same job makes the same, so a repeat replaces and adds no twin."""
+        return uid(self.job_id, kind.name, "instance")
+
+    def modules(self, kind: Kind) -> dict[str, Any]:
+        """Return highdicom's arguments for series, equipment and SOP common of one object."""
+        date, time = self.created_at.date(), self.created_at.time()
+        return {
+            "series_instance_uid": uid(self.job_id, kind.name, "series"),
+            "series_number": kind.series_number,
+            "sop_instance_uid": self.sop_uid(kind),
+            "instance_number": 1,
+            "manufacturer": self.algorithm.source,
+            "manufacturer_model_name": self.algorithm.model,
+            "software_versions": self.algorithm.release,
+            "device_serial_number": self.algorithm.sha256,
+            "series_description": self.description(kind),
+            "series_date": date,
+            "series_time": time,
+            "content_date": date,
+            "content_time": time,
+            "specific_character_set": "ISO_IR 192",
+            "transfer_syntax_uid": ExplicitVRLittleEndian,
+        }
+
+    def sign(self, made: Dataset) -> Dataset:
+        """Write who made the object and when, in place of what the library says of itself."""
+        made.ContributingEquipmentSequence = [equipment(self.algorithm, self.created_at)]
+        made.InstanceCreatorUID = self.algorithm.device_uid
+        made.InstanceCreationDate = made.ContentDate
+        made.InstanceCreationTime = made.ContentTime
+        return made
+
+    def report(
+        self,
+        kind: Kind,
+        storage: Callable[..., Dataset],
+        evidence: Sequence[Dataset],
+        root: Dataset,
+    ) -> Dataset:
+        """Make an SR of the tree at `root`: complete, unverified, preliminary (PS3.3 C.17.2)."""
+        return self.sign(
+            storage(
+                evidence=evidence,
+                content=root,
+                is_complete=True,
+                is_final=False,
+                is_verified=False,
+                **self.modules(kind),
+            )
+        )

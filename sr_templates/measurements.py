@@ -1,0 +1,115 @@
+"""Segments -> Comprehensive 3D SR, TID 1500: the numbers a machine reads.
+
+One volumetric group (TID 1411) for each segment, referring to the SEG. Without a segment there
+is nothing to measure and no such object: TID 1500 must hold a measurement or a coded evaluation,
+and "the model outlined nothing" is neither. The draft report says that in words.
+"""
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from .document import MEASUREMENTS, Document
+from .protocol import TemplateError
+from .provenance import coded, in_report, observer
+from .segmentation import Outlines, Segment
+
+MILLILITRE = Code("mL", "UCUM", "milliliter")
+HOUNSFIELD = Code("[hnsf'U]", "UCUM", "Hounsfield unit")
+# What the voxels of a modality measure (PS3.16 CID 7180) and in which unit.
+INTENSITIES = {
+    "CT": (codes.DCM.AttenuationCoefficient, HOUNSFIELD),
+    "MR": (codes.DCM.MRSignalIntensity, codes.UCUM.NoUnits),
+}
+STATISTICS = (  # PS3.16 CID 7464
+    (codes.SCT.Mean, np.mean),
+    (codes.SCT.StandardDeviation, np.std),
+    (codes.SCT.Minimum, np.min),
+    (codes.SCT.Maximum, np.max),
+)
+
+
+def encode_measurements(
+    outlines: Outlines, segmentation: Dataset, image: hd.Volume | None, document: Document
+) -> Dataset:
+    """Measure each segment and write the numbers.
+
+    `image` holds modality units on the grid of the masks, in any orientation; None: volumes only.
+
+    Raises
+    ------
+    TemplateError
+        The image does not lie on the grid of the masks.
+    """
+    aligned = None if image is None else _aligned(image, outlines.labels)
+    groups = [_group(each, outlines, segmentation, aligned, document) for each in outlines.segments]
+    content = hd.sr.MeasurementReport(
+        observation_context=observer(document.algorithm),
+        procedure_reported=coded(document.protocol.procedure),
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+        language_of_content_item_and_descendants=document.language,
+    )
+    evidence = [*document.sources, segmentation]
+    return document.report(MEASUREMENTS, hd.sr.Comprehensive3DSR, evidence, content[0])
+
+
+def _aligned(image: hd.Volume, labels: hd.Volume) -> hd.Volume:
+    """Turn the image to the masks' orientation, voxel for voxel."""
+    if sorted(image.spatial_shape) != sorted(labels.spatial_shape):
+        raise TemplateError(
+            f"expected an image of the size {labels.spatial_shape}, got {image.spatial_shape}"
+        )
+    try:
+        return image.match_geometry(labels)
+    except RuntimeError as error:
+        raise TemplateError(f"the image does not lie on the masks' grid: {error}") from error
+
+
+def _group(
+    segment: Segment,
+    outlines: Outlines,
+    segmentation: Dataset,
+    image: hd.Volume | None,
+    document: Document,
+) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    target = segment.target
+    laterality = coded(target.laterality) if target.laterality else None
+    values = None if image is None else image.array[outlines.labels.array == segment.number]
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(
+            uid=segment.tracking_uid, identifier=segment.tracking_id
+        ),
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            segment_number=segment.number,
+            source_series=hd.sr.SourceSeriesForSegmentation(document.series_uid),
+        ),
+        finding_category=coded(target.category),
+        finding_type=coded(target.type),
+        finding_sites=[hd.sr.FindingSite(coded(target.region or target.type), laterality)],
+        algorithm_id=in_report(document.algorithm),
+        measurements=_measure(segment, values, document.protocol.modality),
+    )
+
+
+def _measure(segment: Segment, values: object, modality: str) -> list[hd.sr.Measurement]:
+    measured = [
+        hd.sr.Measurement(name=codes.SCT.Volume, value=round(segment.volume_ml, 3), unit=MILLILITRE)
+    ]
+    if values is None:
+        return measured
+    name, unit = INTENSITIES[modality]
+    return measured + [
+        hd.sr.Measurement(
+            name=name,
+            # float64: the sum of a lung's voxels is beyond the digits of float32.
+            value=round(float(statistic(np.asarray(values, np.float64))), 2),
+            unit=unit,
+            derivation=derivation,
+        )
+        for derivation, statistic in STATISTICS
+    ]
