@@ -82,6 +82,11 @@ class Document:
         return cls(protocol, clean, algorithm, job_id, created_at)
 
     @property
+    def notice(self) -> str:
+        """What must stand beside every word of the model; fits a value of LO."""
+        return f"{NOTICE} - {UNTRAINED} MODEL" if self.algorithm.untrained else NOTICE
+
+    @property
     def series_uid(self) -> str:
         """Series Instance UID of the images that were read."""
         return str(self.sources[0].SeriesInstanceUID)

@@ -13,10 +13,10 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from . import foreign
-from .document import NO_KNOWLEDGE, NOTICE, REPORT, Answered, Document
+from .document import NO_KNOWLEDGE, REPORT, Answered, Document
 from .protocol import Protocol
 from .provenance import coded, observer
-from .segmentation import Outlines
+from .segmentation import Outlines, Segment
 
 CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 INFERRED_FROM = hd.sr.RelationshipTypeValues.INFERRED_FROM
@@ -46,7 +46,9 @@ def encode_draft(
 ) -> Dataset:
     """Write the answers in the order of the protocol; what was not answered is said too."""
     protocol = document.protocol
-    root = hd.sr.ContainerContentItem(name=coded(protocol.document_title), template_id="2000")
+    root = hd.sr.ContainerContentItem(
+        name=coded(protocol.document_title), is_content_continuous=False, template_id="2000"
+    )
     root.ContentSequence = hd.sr.ContentSequence()
     root.ContentSequence.extend(_modifiers(protocol))
     root.ContentSequence.extend(document.language)
@@ -56,7 +58,7 @@ def encode_draft(
         (SUMMARY, _summary(document)),
         (PROCEDURES, _procedure(document)),
         (FINDINGS, _findings(protocol, given, outlines, segmentation)),
-        (IMPRESSIONS, _impressions(protocol, given)),
+        (IMPRESSIONS, _impressions(document, given)),
     )
     root.ContentSequence.extend(_section(heading, list(items)) for heading, items in sections)
     evidence = [*document.sources, *([segmentation] if segmentation else [])]
@@ -74,7 +76,10 @@ def _modifiers(protocol: Protocol) -> Iterator[hd.sr.CodeContentItem]:
 
 
 def _section(heading: Code, items: Sequence[hd.sr.ContentItem]) -> hd.sr.ContainerContentItem:
-    section = hd.sr.ContainerContentItem(name=heading, relationship_type=CONTAINS)
+    # SEPARATE: continuous items would be run together into one paragraph by viewers.
+    section = hd.sr.ContainerContentItem(
+        name=heading, is_content_continuous=False, relationship_type=CONTAINS
+    )
     section.ContentSequence = hd.sr.ContentSequence(items)
     return section
 
@@ -86,7 +91,7 @@ def _text(name: Code, value: str) -> hd.sr.TextContentItem:
 def _summary(document: Document) -> Iterator[hd.sr.TextContentItem]:
     yield _text(
         SUMMARY,
-        f"{NOTICE}. Written by a computer program and checked by nobody. "
+        f"{document.notice}. Written by a computer program and checked by nobody. "
         "A radiologist must read the images and write the report.",
     )
     if document.algorithm.untrained:
@@ -95,10 +100,10 @@ def _summary(document: Document) -> Iterator[hd.sr.TextContentItem]:
 
 def _procedure(document: Document) -> Iterator[hd.sr.TextContentItem]:
     algorithm, name = document.algorithm, codes.DCM.ProcedureDescription
-    yield _text(name, f"Read: {_series(document)}")
+    yield _text(name, f"Images: {_series(document)}")
     yield _text(
         name,
-        f"Read by: {algorithm.model}, version {algorithm.release}, of {algorithm.source}. "
+        f"AI model: {algorithm.model}, version {algorithm.release}, of {algorithm.source}. "
         f"Weights SHA-256 {algorithm.sha256[:16]}..., protocol {document.protocol.name}.",
     )
     yield _text(name, LIMITS)
@@ -120,55 +125,62 @@ def _findings(
     outlines: Outlines | None,
     segmentation: Dataset | None,
 ) -> Iterator[hd.sr.TextContentItem]:
-    finding = codes.DCM.Finding
     for question in protocol.questions:
         answer = given.get(question.id)
         if question.target:
             segment = outlines.of(question.id) if outlines else None
             if segment is None or segmentation is None:
-                yield _text(finding, _not_seen(question.target.label, answer))
-                continue
-            item = _text(
-                finding,
-                f"{question.heading} - {question.target.label}: {segment.volume_ml:.0f} mL "
-                f"(segment {segment.number}).",
-            )
-            item.ContentSequence = hd.sr.ContentSequence(
-                [_illustration(segmentation, segment.number)]
-            )
-            yield item
+                yield _text(codes.DCM.Finding, _not_seen(question.target.label, answer))
+            else:
+                yield _outlined(segment, segmentation)
         elif not question.caption:
-            yield _text(finding, f"{question.heading} - {question.text}\nAnswer: {_words(answer)}")
+            yield _text(
+                codes.DCM.Finding, f"{question.heading}. {question.text}\nAI: {_words(answer)}"
+            )
 
 
-def _illustration(segmentation: Dataset, number: int) -> hd.sr.ImageContentItem:
-    """Row 1 of TID 2001, with a purpose of reference of CID 7003."""
-    return hd.sr.ImageContentItem(
+def _outlined(segment: Segment, segmentation: Dataset) -> hd.sr.TextContentItem:
+    """Rows 3 and 4 of TID 2002, with row 1 of TID 2001 and a purpose of CID 7003."""
+    item = _text(
+        codes.DCM.Finding,
+        f"{segment.target.label}. AI: outlined, {segment.volume_ml:.0f} mL "
+        f"(segment {segment.number}).",
+    )
+    illustration = hd.sr.ImageContentItem(
         name=codes.DCM.IllustrationOfROI,
         referenced_sop_class_uid=segmentation.SOPClassUID,
         referenced_sop_instance_uid=segmentation.SOPInstanceUID,
-        referenced_segment_numbers=number,
+        referenced_segment_numbers=segment.number,
         relationship_type=INFERRED_FROM,
     )
+    item.ContentSequence = hd.sr.ContentSequence([illustration])
+    return item
 
 
-def _impressions(protocol: Protocol, given: dict[str, Answered]) -> Iterator[hd.sr.TextContentItem]:
-    captions = [each for each in protocol.questions if each.caption]
+def _impressions(document: Document, given: dict[str, Answered]) -> Iterator[hd.sr.TextContentItem]:
+    captions = [each for each in document.protocol.questions if each.caption]
     for question in captions:
-        yield _text(codes.DCM.Impression, f"{NOTICE}.\n{_words(given.get(question.id))}")
+        # Some lists show the impression alone: what it is worth must be in it.
+        words = _words(given.get(question.id))
+        yield _text(codes.DCM.Impression, f"{document.notice}.\nAI: {words}")
     if not captions:
-        yield _text(codes.DCM.Impression, "This protocol asks for no impression.")
+        yield _text(codes.DCM.Impression, f"{document.notice}. No impression was asked for.")
 
 
 def _not_seen(label: str, answer: Answered | None) -> str:
-    words = foreign.text(answer.text, MAXIMUM_TEXT) if answer else ""
-    said = f' The model wrote: "{words}"' if words else ""
-    return (
-        f"{label}: the model outlined nothing. That does not say that it is absent or normal.{said}"
+    if answer is None:
+        return f"{label}. Not asked."
+    words = _quoted(answer.text)
+    return f"{label}. AI: outlined nothing. That does not say that it is absent or normal." + (
+        f"\nAI: {words}" if words else ""
     )
 
 
 def _words(answer: Answered | None) -> str:
-    if answer is None:
-        return "not asked."
-    return foreign.text(answer.text, MAXIMUM_TEXT) or "the model gave no answer."
+    return "not asked." if answer is None else _quoted(answer.text) or "gave no answer."
+
+
+def _quoted(words: str) -> str:
+    """Quote the model, so that its words cannot pass for the document's own."""
+    plain = foreign.text(words, MAXIMUM_TEXT).replace('"', "'")
+    return f'"{plain}"' if plain else ""

@@ -60,9 +60,9 @@ def header(source: Dataset) -> Dataset:
     """Copy an image's header so that other objects can inherit patient and study from it.
 
     Values are copied exactly where they are valid. An over-long text is cut, unless it identifies
-    patient or study; control characters go, and what cannot be repaired is emptied if the Standard expects it (Type 2) or else left
-    out; so are sequence items without content and codes without value or meaning. Private
-    elements and pixels stay behind. Type 2 attributes that are missing become empty.
+    patient or study; control characters go. What cannot be repaired is emptied if the Standard
+    expects it (Type 2), or else left out; so are sequence items without content and codes without
+    value or meaning. Private elements and pixels stay behind. Missing Type 2 values become empty.
     """
     clean = _cleaned(source)
     if clean.get("PatientSex") not in SEXES:

@@ -130,7 +130,6 @@ def observer(algorithm: Algorithm) -> hd.sr.ObservationContext:
         name=algorithm.model,
         manufacturer_name=algorithm.source,
         model_name=algorithm.model,
-        serial_number=algorithm.sha256,
     )
     return hd.sr.ObservationContext(
         observer_device_context=hd.sr.ObserverContext(

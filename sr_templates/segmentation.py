@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from .document import NOTICE, SEG, Answered, Document
+from .document import SEG, Answered, Document
 from .protocol import Target, TemplateError
-from .provenance import LONG_STRING, UNTRAINED, coded, in_segmentation, uid
+from .provenance import LONG_STRING, coded, in_segmentation, uid
 
 MAXIMUM_SEGMENTS = 255
 
@@ -97,7 +97,7 @@ def encode_segmentation(outlines: Outlines, document: Document) -> Dataset:
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_describe(each, document) for each in outlines.segments],
         content_label="AI_DRAFT",
-        content_description=NOTICE,
+        content_description=document.notice,
         omit_empty_frames=True,
         **document.modules(SEG),
     )
@@ -148,8 +148,7 @@ def _describe(segment: Segment, document: Document) -> hd.seg.SegmentDescription
         anatomic_regions=[coded(target.region)] if target.region else None,
         display_color=hd.color.CIELabColor.from_rgb(*target.colour_rgb),
     )
-    mark = f"{UNTRAINED} MODEL, " if document.algorithm.untrained else ""
-    described.SegmentDescription = f"{mark}{NOTICE}"
+    described.SegmentDescription = document.notice
     if target.laterality:
         # PS3.3 C.8.20.4.2: the side modifies the type. PS3.16 CID 244.
         kind = described.SegmentedPropertyTypeCodeSequence[0]
