@@ -7,7 +7,7 @@
 Knows the Standard; has never heard of the node or of the network that answers.
 """
 
-from .document import Answered
+from .document import Finding
 from .encoding import encode
 from .protocol import Code, Protocol, Question, Target, TemplateError, load_protocols
 from .provenance import Algorithm
@@ -15,8 +15,8 @@ from .reading import as_text
 
 __all__ = [
     "Algorithm",
-    "Answered",
     "Code",
+    "Finding",
     "Protocol",
     "Question",
     "Target",

@@ -25,7 +25,7 @@ NO_KNOWLEDGE = (
 
 
 @dataclass(frozen=True)
-class Answered:
+class Finding:
     """A question and what the model made of it.
 
     `text` is the model's, unchecked. `mask` is bool or 0/1 on the source grid, slices in the

@@ -13,7 +13,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from . import foreign
-from .document import NO_KNOWLEDGE, REPORT, Answered, Document
+from .document import NO_KNOWLEDGE, REPORT, Document, Finding
 from .protocol import Protocol
 from .provenance import coded, observer
 from .segmentation import Outlines, Segment
@@ -39,7 +39,7 @@ LIMITS = (
 
 
 def encode_draft(
-    answers: Sequence[Answered],
+    answers: Sequence[Finding],
     outlines: Outlines | None,
     segmentation: Dataset | None,
     document: Document,
@@ -121,7 +121,7 @@ def _series(document: Document) -> str:
 
 def _findings(
     protocol: Protocol,
-    given: dict[str, Answered],
+    given: dict[str, Finding],
     outlines: Outlines | None,
     segmentation: Dataset | None,
 ) -> Iterator[hd.sr.TextContentItem]:
@@ -157,7 +157,7 @@ def _outlined(segment: Segment, segmentation: Dataset) -> hd.sr.TextContentItem:
     return item
 
 
-def _impressions(document: Document, given: dict[str, Answered]) -> Iterator[hd.sr.TextContentItem]:
+def _impressions(document: Document, given: dict[str, Finding]) -> Iterator[hd.sr.TextContentItem]:
     captions = [each for each in document.protocol.questions if each.caption]
     for question in captions:
         # Some lists show the impression alone: what it is worth must be in it.
@@ -167,7 +167,7 @@ def _impressions(document: Document, given: dict[str, Answered]) -> Iterator[hd.
         yield _text(codes.DCM.Impression, f"{document.notice}. No impression was asked for.")
 
 
-def _not_seen(label: str, answer: Answered | None) -> str:
+def _not_seen(label: str, answer: Finding | None) -> str:
     if answer is None:
         return f"{label}. Not asked."
     words = _quoted(answer.text)
@@ -176,7 +176,7 @@ def _not_seen(label: str, answer: Answered | None) -> str:
     )
 
 
-def _words(answer: Answered | None) -> str:
+def _words(answer: Finding | None) -> str:
     return "not asked." if answer is None else _quoted(answer.text) or "gave no answer."
 
 

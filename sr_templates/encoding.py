@@ -7,7 +7,7 @@ from datetime import datetime
 import highdicom as hd
 from pydicom.dataset import Dataset
 
-from .document import Answered, Document
+from .document import MEASUREMENTS, REPORT, SEG, Document, Finding
 from .draft_report import encode_draft
 from .measurements import encode_measurements
 from .protocol import Protocol, TemplateError
@@ -18,13 +18,13 @@ from .segmentation import encode_segmentation, outline
 def encode(  # noqa: PLR0913 - the job's facts, each by its name
     protocol: Protocol,
     sources: Sequence[Dataset],
-    answers: Sequence[Answered],
+    answers: Sequence[Finding],
     algorithm: Algorithm,
     *,
     job_id: str,
     image: hd.Volume | None,
     created_at: datetime,
-) -> list[Dataset]:
+) -> dict[str, Dataset]:
     """Write the answers as SEG, TID 1500 and TID 2000, each alone in a series of its own.
 
     Parameters
@@ -43,7 +43,8 @@ def encode(  # noqa: PLR0913 - the job's facts, each by its name
 
     Returns
     -------
-    [SEG, measurements, draft report], or the draft report alone if no mask holds a voxel.
+    The objects by label: ``seg``, ``measurements`` and ``draft``; the draft report alone if no mask
+    holds a voxel.
 
     Raises
     ------
@@ -64,14 +65,14 @@ def encode(  # noqa: PLR0913 - the job's facts, each by its name
 
 
 def _objects(
-    document: Document, answers: Sequence[Answered], image: hd.Volume | None
-) -> list[Dataset]:
+    document: Document, answers: Sequence[Finding], image: hd.Volume | None
+) -> dict[str, Dataset]:
     outlines = outline(answers, document)
     if outlines is None:
-        return [encode_draft(answers, None, None, document)]
+        return {REPORT.name: encode_draft(answers, None, None, document)}
     segmentation = encode_segmentation(outlines, document)
-    return [
-        segmentation,
-        encode_measurements(outlines, segmentation, image, document),
-        encode_draft(answers, outlines, segmentation, document),
-    ]
+    return {
+        SEG.name: segmentation,
+        MEASUREMENTS.name: encode_measurements(outlines, segmentation, image, document),
+        REPORT.name: encode_draft(answers, outlines, segmentation, document),
+    }

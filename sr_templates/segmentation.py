@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from .document import SEG, Answered, Document
+from .document import SEG, Document, Finding
 from .protocol import Target, TemplateError
 from .provenance import LONG_STRING, coded, in_segmentation, uid
 
@@ -45,7 +45,7 @@ class Outlines:
         return next((each for each in self.segments if each.question_id == question_id), None)
 
 
-def outline(answers: Sequence[Answered], document: Document) -> Outlines | None:
+def outline(answers: Sequence[Finding], document: Document) -> Outlines | None:
     """Resolve overlaps and number what remains, in the order of the protocol.
 
     None: no mask holds a voxel, so there is nothing to write.
