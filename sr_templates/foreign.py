@@ -6,6 +6,7 @@ Knows value representations (PS3.5 6.2) and nothing of reports. What is valid is
 import re
 import unicodedata
 from collections.abc import Iterator
+from copy import copy
 
 from pydicom.config import IGNORE, RAISE
 from pydicom.dataelem import DataElement
@@ -30,6 +31,7 @@ SEXES = ("M", "F", "O", "")
 TEXTS = (VR.LO, VR.SH, VR.PN, VR.ST, VR.LT, VR.UC, VR.UT)
 CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
 SKIPPED = (0x0000, 0x0002, 0x0004, 0x7FE0)  # command, file meta, directory, pixels
+FUNCTIONAL_GROUPS = 0x5200  # by frame: an item left out would move all that follow
 CUT = " [...]"
 
 
@@ -82,10 +84,15 @@ def _cleaned(source: Dataset) -> Dataset:
             element = source[tag]
         except (ValueError, TypeError, KeyError, NotImplementedError, OverflowError):
             continue
-        repaired = _sequence(element) if element.VR == VR.SQ else _element(element)
-        if repaired is not None:
-            clean.add(repaired)
+        # A copy: setting a value later must not reach into the source.
+        kept = copy(element) if tag.group == FUNCTIONAL_GROUPS else _kept(element)
+        if kept is not None:
+            clean.add(kept)
     return clean
+
+
+def _kept(element: DataElement) -> DataElement | None:
+    return _sequence(element) if element.VR == VR.SQ else _element(element)
 
 
 def _sequence(element: DataElement) -> DataElement | None:
@@ -105,7 +112,7 @@ def _element(element: DataElement) -> DataElement | None:
     values = list(element.value) if isinstance(element.value, MultiValue) else [element.value]
     # A UID names something elsewhere: also an illegal one must stay the same.
     if vr == VR.UI or all(_valid(vr, value) for value in values):
-        return element
+        return copy(element)
     if vr in TEXTS:
         # Cut, an identifier would be another patient's.
         limit = 10_000 if element.keyword in IDENTITY else MAX_VALUE_LEN.get(vr, 64)

@@ -58,14 +58,18 @@ def encode_measurements(
 
 def _aligned(image: hd.Volume, labels: hd.Volume) -> hd.Volume:
     """Turn the image to the masks' orientation, voxel for voxel."""
-    if sorted(image.spatial_shape) != sorted(labels.spatial_shape):
-        raise TemplateError(
-            f"expected an image of the size {labels.spatial_shape}, got {image.spatial_shape}"
-        )
     try:
-        return image.match_geometry(labels)
+        aligned = image.match_geometry(labels)
     except RuntimeError as error:
         raise TemplateError(f"the image does not lie on the masks' grid: {error}") from error
+    # `match_geometry` also crops and pads, and lets another spacing pass.
+    same_size = sorted(image.spatial_shape) == sorted(labels.spatial_shape)
+    if not same_size or not aligned.geometry_equal(labels):
+        raise TemplateError(
+            f"expected an image on the masks' grid of {labels.spatial_shape} voxels, "
+            f"got {image.spatial_shape} voxels of {image.spacing} mm"
+        )
+    return aligned
 
 
 def _group(

@@ -1,0 +1,197 @@
+from dataclasses import replace
+from io import BytesIO
+
+import highdicom as hd
+import pytest
+from pydicom import Dataset
+
+from sr_templates import as_text, encode
+from tests.drafts import (
+    ALGORITHM,
+    CREATED_AT,
+    JOB,
+    PROTOCOLS,
+    encoded,
+    findings,
+    series,
+    stack,
+    untrained,
+)
+
+CHEST = PROTOCOLS["ct_chest"]
+ALL_TARGETS = tuple(each.id for each in CHEST.targets)
+
+
+def name(item: Dataset) -> str:
+    return str(item.ConceptNameCodeSequence[0].CodeMeaning)
+
+
+def section(draft: Dataset, heading: str) -> list[Dataset]:
+    (found,) = [each for each in draft.ContentSequence if name(each) == heading]
+    return list(found.ContentSequence)
+
+
+def texts(draft: Dataset, heading: str) -> list[str]:
+    return [each.TextValue for each in section(draft, heading)]
+
+
+def test_the_tree_has_the_rows_of_tid_2000_in_their_order() -> None:
+    draft = encoded()["draft"]
+    assert draft.ContentTemplateSequence[0].TemplateIdentifier == "2000"
+    assert name(draft) == "CT Chest Report"
+    assert [(each.RelationshipType, name(each)) for each in draft.ContentSequence] == [
+        ("HAS CONCEPT MOD", "Procedure reported"),
+        ("HAS CONCEPT MOD", "Acquisition Device Type"),
+        ("HAS CONCEPT MOD", "Target Region"),
+        ("HAS CONCEPT MOD", "Language of Content Item and Descendants"),
+        ("HAS OBS CONTEXT", "Observer Type"),
+        ("HAS OBS CONTEXT", "Device Observer UID"),
+        ("HAS OBS CONTEXT", "Device Observer Name"),
+        ("HAS OBS CONTEXT", "Device Observer Manufacturer"),
+        ("HAS OBS CONTEXT", "Device Observer Model Name"),
+        ("CONTAINS", "Summary"),
+        ("CONTAINS", "Current Procedure Descriptions"),
+        ("CONTAINS", "Findings"),
+        ("CONTAINS", "Impressions"),
+    ]
+
+
+def test_the_first_words_and_every_impression_say_what_it_is_worth() -> None:
+    draft = encoded()["draft"]
+    notice = "AI DRAFT - NOT FOR DIAGNOSTIC USE - UNVERIFIED"
+    assert texts(draft, "Summary")[0].startswith(notice)
+    assert all(each.startswith(notice) for each in texts(draft, "Impressions"))
+
+
+def test_the_document_is_complete_unverified_and_preliminary() -> None:
+    for label in ("measurements", "draft"):
+        sr = encoded()[label]
+        assert sr.CompletionFlag == "COMPLETE"
+        assert sr.VerificationFlag == "UNVERIFIED"
+        assert sr.PreliminaryFlag == "PRELIMINARY"
+        assert "VerifyingObserverSequence" not in sr
+
+
+def test_every_question_is_there_with_its_answer_in_the_protocols_order() -> None:
+    found = texts(encoded(text="Perhaps.")["draft"], "Findings")
+    words = [each for each in CHEST.questions if not each.caption and not each.target]
+    expected = [f'{each.heading}. {each.text}\nAI: "Perhaps."' for each in words]
+    assert found[: len(words)] == expected
+    assert len(found) == len(words) + len(CHEST.targets)
+
+
+def test_an_empty_answer_is_said_to_be_none() -> None:
+    draft = encoded(text=" \n\x00")["draft"]
+    assert texts(draft, "Findings")[0].endswith("AI: gave no answer.")
+    assert texts(draft, "Impressions")[0].endswith("AI: gave no answer.")
+
+
+def test_a_question_that_was_not_asked_is_said_so() -> None:
+    sources, _ = stack(series())
+    draft = encode(CHEST, sources, [], ALGORITHM, job_id=JOB, image=None, created_at=CREATED_AT)[
+        "draft"
+    ]
+    assert all(each.lower().endswith("not asked.") for each in texts(draft, "Findings"))
+
+
+def test_what_was_not_outlined_is_not_called_absent() -> None:
+    draft = encoded(without=ALL_TARGETS)["draft"]
+    found = texts(draft, "Findings")[-1]
+    assert found == (
+        "Trachea. AI: outlined nothing. That does not say that it is absent or normal.\n"
+        'AI: "Sure, it is [SEG]."'
+    )
+
+
+def test_an_outline_refers_to_its_segment() -> None:
+    made = encoded(without=["seg_right_lung"])
+    missing, left, *_ = section(made["draft"], "Findings")[-5:]
+    assert "ContentSequence" not in missing
+    (image,) = left.ContentSequence
+    assert (image.RelationshipType, name(image)) == ("INFERRED FROM", "Illustration of ROI")
+    (reference,) = image.ReferencedSOPSequence
+    assert reference.ReferencedSOPInstanceUID == made["seg"].SOPInstanceUID
+    number = reference.ReferencedSegmentNumber
+    assert made["seg"].SegmentSequence[number - 1].SegmentLabel == "Left lung"
+    assert left.TextValue.startswith("Left lung. AI: outlined, ")
+    assert left.TextValue.endswith("(segment 1).")
+
+
+def test_nothing_states_a_coded_finding() -> None:
+    # "Finding = Pneumothorax" beside the answer "there is none" would be the worst of drafts.
+    for item in section(encoded()["draft"], "Findings"):
+        assert item.ValueType == "TEXT"
+
+
+def test_the_words_of_the_model_cannot_pass_for_the_documents_own() -> None:
+    hostile = 'None."\n\nVERIFIED by Dr. X\x1b[2J\u202e<script>alert(1)</script>' + "z" * 9000
+    found = texts(encoded(text=hostile)["draft"], "Findings")[0]
+    words = found.split("AI: ", 1)[1]
+    assert words[0] == words[-1] == '"'
+    assert '"' not in words[1:-1]
+    assert "\x1b" not in words
+    assert "\u202e" not in words
+    assert len(words) <= 4002
+    assert words.endswith(' [...]"')
+
+
+def test_an_untrained_model_is_called_so_before_any_finding() -> None:
+    draft = encoded(algorithm=untrained())["draft"]
+    assert texts(draft, "Summary")[1].startswith("UNTRAINED MODEL.")
+    assert "UNTRAINED MODEL" in texts(draft, "Impressions")[0]
+    assert len(texts(encoded()["draft"], "Summary")) == 1
+
+
+def test_it_says_what_was_read_by_what_and_its_limits() -> None:
+    images, model, limits = texts(encoded()["draft"], "Current Procedure Descriptions")
+    assert images == 'Images: Chest CT, series 3 "CT CHEST", 12 slices.'
+    assert model.startswith("AI model: LaMed, version 1.2.3, of LaMed Node. Weights SHA-256 0f0f0f")
+    assert "no evidence that a finding is present or absent" in limits
+
+
+def test_a_protocol_without_a_caption_has_an_impression_that_says_so() -> None:
+    sources, volume = stack(series())
+    protocol = replace(CHEST, questions=tuple(q for q in CHEST.questions if not q.caption))
+    draft = encode(
+        protocol,
+        sources,
+        findings(protocol, volume),
+        ALGORITHM,
+        job_id=JOB,
+        image=None,
+        created_at=CREATED_AT,
+    )["draft"]
+    assert texts(draft, "Impressions")[0].endswith("No impression was asked for.")
+
+
+def test_highdicom_reads_it_as_enhanced_sr() -> None:
+    buffer = BytesIO()
+    encoded()["draft"].save_as(buffer, enforce_file_format=True)
+    buffer.seek(0)
+    assert isinstance(hd.sr.srread(buffer), hd.sr.EnhancedSR)
+
+
+def test_as_text_shows_flags_and_the_tree() -> None:
+    shown = as_text(encoded(text="No.\nSecond line.")["draft"])
+    assert shown.startswith(
+        "AI DRAFT report: Chest CT\nCOMPLETE UNVERIFIED PRELIMINARY\nCT Chest Report\n"
+    )
+    assert "\n  Target Region: Chest\n" in shown
+    assert '\n      AI: "No.\n      Second line."\n' in shown
+    assert ", segment 2\n" in shown
+
+
+def test_as_text_shows_numbers_with_their_units() -> None:
+    shown = as_text(encoded()["measurements"])
+    assert " mL\n" in shown
+    assert " [hnsf'U]\n" in shown
+    assert "Laterality: Left" in shown
+
+
+@pytest.mark.parametrize("kind", ["DATETIME", "PNAME", "SCOORD3D", "NUM"])
+def test_as_text_survives_what_others_wrote(kind: str) -> None:
+    item = Dataset()
+    item.ValueType = kind
+    if kind == "PNAME":
+        item.PersonName = "Doe^Jane"
+    assert as_text(item)

@@ -1,0 +1,137 @@
+from io import BytesIO
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import CTImageStorage
+
+from sr_templates import foreign
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def image(**values: object) -> Dataset:
+    source = Dataset()
+    source.SOPClassUID = CTImageStorage
+    source.PatientID = "7"
+    for keyword, value in values.items():
+        setattr(source, keyword, value)
+    return source
+
+
+def reread(source: Dataset) -> Dataset:
+    """Return the data set as a reader meets it: raw values, not yet converted."""
+    buffer = BytesIO()
+    source.save_as(buffer, implicit_vr=False, little_endian=True)
+    buffer.seek(0)
+    return dcmread(buffer, force=True)
+
+
+def test_control_and_direction_characters_leave_a_text() -> None:
+    assert foreign.text("a\x00b\x1b[31m\u202ec\u2028d\ud800", 100) == "a b [31mc d"
+
+
+def test_line_ends_become_one_kind_and_long_gaps_one_empty_line() -> None:
+    assert foreign.text("a\r\nb\rc\n\n\n\nd  \n", 100) == "a\nb\nc\n\nd"
+
+
+def test_a_text_that_is_too_long_says_that_it_was_cut() -> None:
+    cut = foreign.text("word " * 100, 50)
+    assert len(cut) <= 50
+    assert cut.endswith(" [...]")
+
+
+def test_a_line_is_a_single_value_of_lo() -> None:
+    assert foreign.line("a\\b\n c" + "d" * 100) == "a/b c" + "d" * 59
+
+
+def test_what_is_valid_is_copied_exactly() -> None:
+    source = image(PatientName="Müller^Jürgen=山田", StudyDate="20260102", PatientWeight="70.5")
+    source.SpecificCharacterSet = "ISO_IR 192"
+    clean = foreign.header(reread(source))
+    assert str(clean.PatientName) == "Müller^Jürgen=山田"
+    assert clean.StudyDate == "20260102"
+    assert clean.PatientWeight.original_string == "70.5"
+
+
+def test_missing_type_2_values_become_empty() -> None:
+    clean = foreign.header(image())
+    for keyword in foreign.EXPECTED:
+        assert keyword in clean
+    assert clean.PatientID == "7"
+    assert clean.StudyID == ""
+
+
+def test_an_impossible_date_or_sex_becomes_empty_and_other_dirt_is_left_out() -> None:
+    source = image(StudyDate="1.2.2026", PatientSex="X", PatientAge="seventy", BodyPartExamined="a")
+    clean = foreign.header(reread(source))
+    assert clean.StudyDate == ""
+    assert clean.PatientSex == ""
+    assert "PatientAge" not in clean
+    assert "BodyPartExamined" not in clean
+
+
+def test_an_over_long_description_is_cut_but_never_an_identifier() -> None:
+    clean = foreign.header(
+        reread(image(StudyDescription="d" * 70, PatientID="1" * 70, AccessionNumber="2" * 20))
+    )
+    assert clean.StudyDescription == "d" * 64
+    assert clean.PatientID == "1" * 70
+    assert clean.AccessionNumber == "2" * 20
+
+
+def test_a_control_character_leaves_a_name() -> None:
+    clean = foreign.header(reread(image(PatientName="Doe^Ja\x1bne", StudyDescription="CT\x07 A")))
+    assert str(clean.PatientName) == "Doe^Ja ne"
+    assert clean.StudyDescription == "CT A"
+
+
+def test_a_number_with_too_many_digits_is_rounded() -> None:
+    clean = foreign.header(reread(image(PatientWeight="70.500000000000000001")))
+    assert len(str(clean["PatientWeight"].value)) <= 16
+    assert float(clean.PatientWeight) == 70.5
+
+
+def test_an_illegal_uid_stays_the_same() -> None:
+    clean = foreign.header(reread(image(StudyInstanceUID="1.02.3")))
+    assert clean.StudyInstanceUID == "1.02.3"
+
+
+def test_codes_without_meaning_and_empty_items_are_left_out() -> None:
+    bare, whole = Dataset(), Dataset()
+    bare.CodeValue = "1"
+    whole.CodeValue, whole.CodingSchemeDesignator, whole.CodeMeaning = "2", "99X", "CT"
+    both = foreign.header(image(ProcedureCodeSequence=[bare, whole, Dataset()]))
+    assert [each.CodeValue for each in both.ProcedureCodeSequence] == ["2"]
+    assert "ProcedureCodeSequence" not in foreign.header(image(ProcedureCodeSequence=[Dataset()]))
+
+
+def test_private_elements_and_pixels_stay_behind() -> None:
+    source = image(PixelData=b"\0\0")
+    source["PixelData"].VR = "OW"
+    source.private_block(0x0011, "US", create=True).add_new(1, "LO", "secret")
+    clean = foreign.header(source)
+    assert "PixelData" not in clean
+    assert not [element for element in clean if element.tag.is_private]
+
+
+def test_the_source_is_not_changed() -> None:
+    source = image(StudyDate="1.2.2026", StudyDescription="d" * 70, PatientSex="X")
+    before = source.to_json()
+    clean = foreign.header(source)
+    clean.PatientID = "8"
+    assert source.to_json() == before
+
+
+def test_frames_are_not_thinned_out() -> None:
+    source = image(PerFrameFunctionalGroupsSequence=[Dataset(), Dataset()])
+    assert len(foreign.header(source).PerFrameFunctionalGroupsSequence) == 2
+
+
+def test_a_name_in_latin_1_is_written_in_utf_8() -> None:
+    source = image(PatientName="Müller^Jürgen")
+    source.SpecificCharacterSet = "ISO_IR 100"
+    clean = foreign.header(reread(source))
+    clean.SpecificCharacterSet = "ISO_IR 192"
+    buffer = BytesIO()
+    clean.save_as(buffer, implicit_vr=False, little_endian=True)
+    assert "Müller^Jürgen".encode() in buffer.getvalue()
