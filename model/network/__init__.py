@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from model.errors import ModelError
+
 from .clip import M3DCLIP
 from .config import family, read_clip, read_lamed
 from .decoding import Decoded, Generated, generate, greedy

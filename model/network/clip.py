@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name
 from transformers import BertConfig, BertModel
 
-from ..errors import ModelError
-from .config import ClipConfig
+from model.errors import ModelError
+
+from .config import ClipConfig, Mode
 from .vision import ViT
 
 
@@ -31,7 +32,7 @@ class M3DCLIP(nn.Module):
         super().__init__()
         self.config = config
         try:
-            bert = BertConfig(attn_implementation="sdpa", **config.bert)
+            bert = BertConfig(**{"attn_implementation": "sdpa", **config.bert})
         except (TypeError, ValueError) as error:
             raise ModelError(f"config.json does not describe a BERT: {error}") from error
         width = config.vision.hidden
@@ -62,14 +63,19 @@ class M3DCLIP(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        *,
+        mode: Mode = "default",
     ) -> Matched:
-        """Score all pairs; `labels[i]` is the text of image i and the image of text i."""
+        """Score all pairs; `labels[i]` is the text of image i and the image of text i.
+
+        The reference returns the mean of the scores and their transpose, which ranks nothing.
+        """
         # The reference multiplies by the logarithm of the scale, and was trained so.
         logits = self.logit_scale * self.scores(images, input_ids, attention_mask)
-        if labels is None:
-            return Matched(logits)
-        both = F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
-        return Matched(logits, both / 2)
+        loss = None
+        if labels is not None:
+            loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        return Matched((logits + logits.T) / 2 if mode == "reference" else logits, loss)
 
     def restore_buffers(self) -> None:
         """Make BERT's index buffers, which no checkpoint holds, where the weights are."""
@@ -77,4 +83,5 @@ class M3DCLIP(nn.Module):
         places = torch.arange(
             embeddings.position_embeddings.num_embeddings, device=self.logit_scale.device
         ).unsqueeze(0)
-        embeddings.position_ids, embeddings.token_type_ids = places, torch.zeros_like(places)
+        embeddings.register_buffer("position_ids", places, persistent=False)
+        embeddings.register_buffer("token_type_ids", torch.zeros_like(places), persistent=False)

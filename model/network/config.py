@@ -6,19 +6,40 @@ Knows the released names and their defaults. Must not know torch, files or token
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
-from ..errors import ModelError
+from model.errors import ModelError
 
 Size = tuple[int, int, int]
 
+Mode = Literal["default", "reference"]
+"""`reference` repeats the reference implementation where we differ on purpose: it checks no
+prompt, does not see a [SEG] that comes first, and draws the mean of several [SEG] as one mask."""
+
 _LANGUAGE_KEYS = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-    "num_key_value_heads head_dim hidden_act max_position_embeddings "
-    "original_max_position_embeddings initializer_range rms_norm_eps rope_theta rope_scaling "
-    "rope_parameters partial_rotary_factor sliding_window attention_bias mlp_bias "
-    "attention_dropout resid_pdrop embd_pdrop"
-).split()
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "sliding_window",
+    "attention_bias",
+    "mlp_bias",
+    "attention_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+)
 
 
 @dataclass(frozen=True)
@@ -131,8 +152,8 @@ class ClipConfig:
 
 def family(config: Mapping[str, Any]) -> str:
     """Return "phi3", "llama" or "m3d_clip"; released configs say `phi3` and `lamed_phi3` alike."""
-    kind = str(config.get("model_type")).removeprefix("lamed_").removeprefix("lamed")
-    return _one_of("model_type", kind or "llama", ("phi3", "llama", "m3d_clip"))
+    kind = str(config.get("model_type")).removeprefix("lamed_")
+    return _one_of("model_type", kind, ("phi3", "llama", "m3d_clip"))
 
 
 def read_lamed(config: Mapping[str, Any]) -> LamedConfig:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from .lamed import Lamed, Mode
+from .config import Mode
+from .lamed import Lamed
 from .segvol import Masks
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """New `ids` (B, T), padded after a row's end, and the `hidden` (B, T, H) that predicted each."""
+    """New `ids` (B, T), padded after a row's end; `hidden` (B, T, H) is what predicted each."""
 
     ids: Tensor
     hidden: Tensor
@@ -72,7 +73,7 @@ def greedy(
 
 
 @torch.no_grad()
-def generate(
+def generate(  # noqa: PLR0913 - a question is all of this
     network: Lamed,
     images: Tensor | None,
     input_ids: Tensor,
@@ -105,7 +106,7 @@ def _masks(network: Lamed, images: Tensor, said: Decoded, hits: Tensor) -> Gener
     rows, steps = hits.nonzero(as_tuple=True)
     if not len(rows):
         return Generated(said.ids, said.hidden)
-    asked, place = rows.unique(return_inverse=True)
+    asked, place = torch.unique(rows, return_inverse=True)
     prompts = network.prompts(said.hidden[rows, steps])
     masks = network.decode_masks(network.encode_segmentation(images[asked])[place], prompts)
     return Generated(said.ids, said.hidden, tuple(rows.tolist()), prompts, masks)

@@ -6,7 +6,7 @@ Llama layers read; the image and mask parts hang on the inner model under the re
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,13 @@ from transformers import (
     Phi3Model,
 )
 
-from ..errors import ModelError
-from .config import LamedConfig
+from model.errors import ModelError
+
+from .config import LamedConfig, Mode
 from .losses import dice_loss, language_loss
 from .perceiver import build_projector
 from .segvol import Masks, SegVol
 from .vision import VisionTower
-
-Mode = Literal["default", "reference"]
-"""`reference` repeats the reference implementation where we differ on purpose: it checks no
-prompt, does not see a [SEG] that comes first, and draws the mean of several [SEG] as one mask."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ class Lamed(nn.Module):
         return Output(logits, hidden, loss, spoken, drawn)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, `config.image_tokens`, H), ready to stand among word embeddings."""
+        """(B, C, D, H, W) -> (B, `config.image_tokens`, H), to stand among word embeddings."""
         features: Tensor = self.model.mm_projector(self.model.vision_tower(images))
         return features
 
@@ -283,7 +280,7 @@ class Lamed(nn.Module):
             self.model.rotary_emb = type(self.model.rotary_emb)(self.model.config)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # Not in the state dict, and a cast to bfloat16 would bend every position.
         self.restore_buffers()
         return self

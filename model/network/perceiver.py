@@ -28,6 +28,7 @@ class FullLinear(nn.Module):
         self.linear = nn.Linear(config.vision.hidden, config.hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, width) -> (B, N, H)."""
         words: Tensor = self.linear(tokens)
         return words
 
@@ -38,11 +39,8 @@ class SpatialPoolingPerceiver(nn.Module):
     def __init__(self, config: LamedConfig) -> None:
         super().__init__()
         shape = config.projector
-        self.grid, self.window, self.spatial = (
-            config.vision.grid,
-            shape.window,
-            shape.pooling == "spatial",
-        )
+        self.grid, self.window = config.vision.grid, shape.window
+        self.spatial = shape.pooling == "spatial"
         first = nn.Linear(config.vision.hidden, config.hidden)
         deeper = [nn.Linear(config.hidden, config.hidden) for _ in range(1, shape.depth)]
         if shape.layer == "mlp":
@@ -51,9 +49,12 @@ class SpatialPoolingPerceiver(nn.Module):
             self.projector = nn.Sequential(first, *deeper)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, width) -> (B, pooled, H)."""
         channels = tokens.transpose(1, 2)
         if self.spatial:
-            pooled = F.avg_pool3d(channels.unflatten(2, self.grid), self.window).flatten(2)
+            pooled = F.avg_pool3d(
+                channels.reshape(*channels.shape[:2], *self.grid), self.window
+            ).flatten(2)
         else:
             pooled = F.avg_pool1d(channels, self.window**3)
         words: Tensor = self.projector(pooled.transpose(1, 2))

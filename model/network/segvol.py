@@ -122,14 +122,14 @@ class MaskDecoder(nn.Module):
         asked = torch.cat((self.iou_token.weight, self.mask_tokens.weight))
         tokens = torch.cat((asked.expand(len(prompts), -1, -1), prompts.unsqueeze(1)), dim=1)
         tokens, source = self.transformer(source, places, tokens)
-        fine = self.output_upscaling(source.transpose(1, 2).unflatten(2, grid))
+        fine = self.output_upscaling(source.transpose(1, 2).reshape(len(source), -1, *grid))
         drawn = torch.stack(
             [mlp(tokens[:, 1 + index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)],
             dim=1,
         )
         voxels = fine.flatten(2)
         named = self.txt_align_upscaled_embedding(prompts).unsqueeze(1)
-        masks = (drawn @ voxels + named @ voxels).unflatten(2, fine.shape[2:])
+        masks = (drawn @ voxels + named @ voxels).reshape(len(fine), -1, *fine.shape[2:])
         iou: Tensor = self.iou_prediction_head(tokens[:, 0])
         return masks[:, :1], iou[:, :1]
 
@@ -148,6 +148,7 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(config.encoder.hidden)
 
     def forward(self, source: Tensor, places: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, patches, E), (1, patches, E), (N, T, E) -> tokens and image after the talk."""
         queries, keys = tokens, source
         for layer in self.layers:
             queries, keys = layer(queries, keys, tokens, places)
@@ -174,6 +175,7 @@ class TwoWayBlock(nn.Module):
     def forward(
         self, queries: Tensor, keys: Tensor, tokens: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Tokens' and image's states, and where each came from, -> both states."""
         if self.skip_first_places:
             queries = self.self_attn(queries, queries, queries)
         else:
@@ -200,6 +202,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, width)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(N, Q, width), (N, K, width) twice -> (N, Q, width)."""
         mixed = F.scaled_dot_product_attention(
             self._split(self.q_proj(query)),
             self._split(self.k_proj(key)),
@@ -209,7 +212,7 @@ class Attention(nn.Module):
         return out
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class TwoLayers(nn.Module):
@@ -221,6 +224,7 @@ class TwoLayers(nn.Module):
         self.lin2 = nn.Linear(inner, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(N, T, width) -> (N, T, width)."""
         out: Tensor = self.lin2(F.relu(self.lin1(tokens)))
         return out
 
@@ -235,6 +239,7 @@ class Perceptron(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(N, width) -> (N, out)."""
         first, second, last = self.layers
         out: Tensor = last(F.relu(second(F.relu(first(tokens)))))
         return out

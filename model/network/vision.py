@@ -10,15 +10,13 @@ from monai.networks.blocks.mlp import MLPBlock
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name
 
-from ..errors import ModelError
+from model.errors import ModelError
+
 from .config import Size, ViTConfig
 
 
 class ViT(nn.Module):
-    """Pre-norm transformer over all patches; with `classify` a CLS token comes first.
-
-    (B, C, D, H, W) -> (B, [1 +] patches, hidden), after the final norm.
-    """
+    """Pre-norm transformer over all patches; with `classify` a CLS token comes first."""
 
     def __init__(self, config: ViTConfig, *, classify: bool) -> None:
         super().__init__()
@@ -29,6 +27,7 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden)) if classify else None
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, [1 +] patches, hidden), after the final norm."""
         if images.ndim != 1 + len(self.image_shape) or images.shape[1:] != self.image_shape:
             raise ModelError(
                 f"images must be (batch, {', '.join(map(str, self.image_shape))}), "
@@ -52,6 +51,7 @@ class VisionTower(nn.Module):
         self.keep_cls = keep_cls
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, [1 +] patches, hidden)."""
         tokens: Tensor = self.vision_tower(images)
         return tokens if self.keep_cls else tokens[:, 1:]
 
@@ -70,19 +70,21 @@ class PatchEmbedding(nn.Module):
         nn.init.trunc_normal_(self.position_embeddings, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, C, D, H, W) in any float type -> (B, patches, hidden) in the weights' type."""
         dtype = self.position_embeddings.dtype
         tokens: Tensor = self.patch_embeddings(images.to(dtype))
         return tokens + self.position_embeddings
 
 
 class Patches(nn.Module):
-    """(B, C, D, H, W) -> (B, patches, patch voxels), channels fastest within a patch."""
+    """Cut a volume into its patches, channels fastest within a patch."""
 
     def __init__(self, grid: Size, patch: Size) -> None:
         super().__init__()
         self.split = (grid[0], patch[0], grid[1], patch[1], grid[2], patch[2])
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, patches, patch voxels)."""
         batch, channels = images.shape[:2]
         parts = images.reshape(batch, channels, *self.split)
         return parts.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
@@ -99,6 +101,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, hidden) -> (B, N, hidden)."""
         tokens = tokens + self.attn(self.norm1(tokens))
         mixed: Tensor = tokens + self.mlp(self.norm2(tokens))
         return mixed
@@ -114,10 +117,9 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # (B, N, 3 * hidden) -> three (B, heads, N, hidden / heads)
-        query, key, value = (
-            self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
+        """(B, N, hidden) -> (B, N, hidden)."""
+        parts = self.qkv(tokens).reshape(*tokens.shape[:2], 3, self.heads, -1)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)  # each (B, heads, N, hidden / heads)
         mixed = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
