@@ -1,0 +1,413 @@
+"""Everything is remembered: studies, jobs, results, deliveries, and the hash-chained events.
+
+Knows SQLAlchemy and one SQLite file that several processes share. Every change of a state and the
+event that tells of it are one transaction. Events are only ever added: triggers refuse anything
+else, and each event carries the digest of the one before it, so that `Ledger.verify` finds what
+was changed past the triggers.
+"""
+
+import fcntl
+import hashlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    create_engine,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import OperationalError
+
+from . import chain, tables
+from .errors import Mismatch, Unavailable
+from .instance import Instance
+from .records import (
+    Delivery,
+    Event,
+    Job,
+    Result,
+    Study,
+    canonical,
+    select_instances,
+    select_studies,
+    to_delivery,
+    to_event,
+    to_instance,
+    to_job,
+    to_study,
+    to_text,
+)
+from .transaction import Transaction
+
+BUSY_S = 30.0
+
+
+class Ledger:
+    """The ledger in one SQLite file; made if it is not there.
+
+    Raises
+    ------
+    Unavailable
+        The file cannot be opened or made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._engine = _engine(path)
+            with _alone(path), self._engine.connect() as connection:
+                connection.execute(text("PRAGMA journal_mode=WAL"))
+            with self.transaction() as transaction:
+                tables.METADATA.create_all(transaction.connection)
+                for trigger in tables.TRIGGERS:
+                    transaction.connection.execute(text(trigger))
+        except (OSError, OperationalError) as error:
+            raise Unavailable(f"cannot open the ledger {path}: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Write: the only writer from its first statement on; committed at the end."""
+        with self._engine.connect() as connection, connection.begin():
+            connection.execute(text("BEGIN IMMEDIATE"))
+            yield Transaction(connection)
+
+    # --- written ----------------------------------------------------------------------------
+
+    def event(
+        self, kind: str, *, study_uid: str | None = None, job_id: str | None = None, **data: object
+    ) -> None:
+        """Add one event, in a transaction of its own."""
+        with self.transaction() as transaction:
+            transaction.event(kind, study_uid=study_uid, job_id=job_id, **data)
+
+    def record_instance(
+        self, instance: Instance, *, kind: str = "instance.stored", **data: str
+    ) -> None:
+        """Remember a stored instance; a study that was past reception is open again."""
+        with self.transaction() as transaction:
+            transaction.record_study(instance)
+            transaction.record_instance(instance)
+            transaction.event(
+                kind,
+                study_uid=instance.study_uid,
+                job_id=None,
+                series_uid=instance.series_uid,
+                sop_uid=instance.sop_uid,
+                transfer_syntax_uid=instance.transfer_syntax_uid,
+                sha256=instance.sha256,
+                size=instance.size,
+                **data,
+            )
+
+    def request_completion(self, study_uid: str) -> bool:
+        """Ask that a study be taken as complete now; False if it is not known."""
+        study = tables.studies.c
+        with self.transaction() as transaction:
+            state = transaction.connection.scalar(
+                select(study.state).where(study.study_uid == study_uid)
+            )
+            if state == "receiving":
+                transaction.connection.execute(
+                    update(tables.studies)
+                    .where(study.study_uid == study_uid)
+                    .values(complete_requested=True)
+                )
+                transaction.event("study.completion_requested", study_uid=study_uid)
+            return state is not None
+
+    def set_study_state(self, study_uid: str, state: str, reason: str = "") -> None:
+        """Move a study on, in a transaction of its own; see `Transaction.set_study_state`."""
+        with self.transaction() as transaction:
+            transaction.set_study_state(study_uid, state, reason)
+
+    def record_results(
+        self,
+        job_id: str,
+        results: Sequence[Result],
+        destinations: Sequence[str],
+        summary: Mapping[str, Any],
+    ) -> None:
+        """Remember what a job made and where it is to go; a repeated job replaces its own."""
+        with self.transaction() as transaction:
+            connection = transaction.connection
+            study_uid = connection.scalar(
+                select(tables.jobs.c.study_uid).where(tables.jobs.c.id == job_id)
+            )
+            if study_uid is None:
+                raise Mismatch(f"no job has the key {job_id!r}")
+            connection.execute(tables.results.delete().where(tables.results.c.job_id == job_id))
+            for position, result in enumerate(results):
+                row = vars(result) | {"path": str(result.path), "position": position}
+                connection.execute(tables.results.insert().values(**row))
+            for destination in destinations:
+                planned = {"job_id": job_id, "study_uid": study_uid, "destination": destination}
+                connection.execute(
+                    insert(tables.deliveries)
+                    .values(**planned, state="pending", next_at=to_text(transaction.now))
+                    .on_conflict_do_nothing()
+                )
+            connection.execute(
+                update(tables.jobs)
+                .where(tables.jobs.c.id == job_id)
+                .values(summary=canonical(summary))
+            )
+            transaction.event(
+                "job.results",
+                study_uid=study_uid,
+                job_id=job_id,
+                results={each.label: each.sop_uid for each in results},
+                destinations=list(destinations),
+                model=summary.get("model"),
+            )
+            state = "delivering" if destinations else "done"
+            transaction.advance_study(study_uid, ("processing",), state)
+
+    def record_delivery(
+        self, delivery_id: int, state: str, *, detail: str = "", next_at: datetime | None = None
+    ) -> None:
+        """Remember an attempt: ``sent``, ``failed`` for good, or ``pending`` until `next_at`."""
+        table = tables.deliveries
+        with self.transaction() as transaction:
+            row = transaction.connection.execute(
+                update(table)
+                .where(table.c.id == delivery_id)
+                .values(
+                    state=state,
+                    detail=detail,
+                    attempts=table.c.attempts + 1,
+                    next_at=to_text(next_at or transaction.now),
+                )
+                .returning(table)
+            ).one()
+            transaction.event(
+                {"pending": "delivery.retry"}.get(state, f"delivery.{state}"),
+                study_uid=row.study_uid,
+                job_id=row.job_id,
+                destination=row.destination,
+                attempt=row.attempts,
+                detail=detail,
+            )
+            transaction.end_deliveries(row.study_uid, row.job_id)
+
+    def issue_token(self, purpose: str, *, lifetime_s: float) -> str:
+        """Make a token; only its digest is kept."""
+        token = secrets.token_urlsafe(32)
+        with self.transaction() as transaction:
+            expires_at = to_text(transaction.now + timedelta(seconds=lifetime_s))
+            row = {"digest": _sha256(token), "purpose": purpose, "expires_at": expires_at}
+            transaction.connection.execute(tables.tokens.insert().values(**row))
+        return token
+
+    def redeem_token(self, purpose: str, token: str) -> bool:
+        """Use a token up; tell whether it was good."""
+        with self.transaction() as transaction:
+            used = update(tables.tokens).where(_good(purpose, token, transaction.now))
+            found = transaction.connection.execute(used.values(used_at=to_text(transaction.now)))
+            return found.rowcount == 1
+
+    def token_is_good(self, purpose: str, token: str) -> bool:
+        """Tell whether a token is good, and leave it so."""
+        wanted = select(tables.tokens.c.digest).where(_good(purpose, token, datetime.now(UTC)))
+        return bool(self._rows(wanted))
+
+    def token_was_issued(self, purpose: str) -> bool:
+        """Tell whether any token was ever made for this purpose."""
+        return bool(
+            self._rows(select(tables.tokens.c.digest).where(tables.tokens.c.purpose == purpose))
+        )
+
+    # --- read -------------------------------------------------------------------------------
+
+    def instance(self, study_uid: str, sop_uid: str) -> Instance | None:
+        """Find the current version of one instance; None if it is not known."""
+        wanted = select_instances(study_uid).where(tables.instances.c.sop_uid == sop_uid)
+        return next((to_instance(row) for row in self._rows(wanted)), None)
+
+    def instances(self, study_uid: str) -> list[Instance]:
+        """List the current instances of a study in the order of their arrival."""
+        return [to_instance(row) for row in self._rows(select_instances(study_uid))]
+
+    def paths(self) -> set[Path]:
+        """Give the path of every instance that is remembered, superseded ones included."""
+        return {Path(row.path) for row in self._rows(select(tables.instances.c.path))}
+
+    def study(self, study_uid: str) -> Study | None:
+        """Find one study; None if it is not known."""
+        wanted = select_studies().where(tables.studies.c.study_uid == study_uid)
+        return next((to_study(row) for row in self._rows(wanted)), None)
+
+    def studies(
+        self, *, limit: int = 100, offset: int = 0, state: str | None = None, text: str = ""
+    ) -> list[Study]:
+        """List studies, the latest first; `text` is sought in identifiers, names and accession."""
+        table = tables.studies.c
+        wanted = select_studies().order_by(table.last_at.desc()).limit(limit).offset(offset)
+        if state is not None:
+            wanted = wanted.where(table.state == state)
+        if text:
+            sought = (table.patient_id, table.patient_name, table.accession_number, table.study_uid)
+            wanted = wanted.where(or_(*(each.contains(text, autoescape=True) for each in sought)))
+        return [to_study(row) for row in self._rows(wanted)]
+
+    def study_counts(self) -> dict[str, int]:
+        """Count the studies of each state."""
+        state = tables.studies.c.state
+        counted = self._rows(select(state, func.count().label("number")).group_by(state))
+        return {row.state: row.number for row in counted}
+
+    def quiet_studies(
+        self, quiet_s: float, open_limit_s: float, now: datetime | None = None
+    ) -> list[Study]:
+        """List the studies whose reception is over: quiet, open too long, or asked for."""
+        table, now = tables.studies.c, now or datetime.now(UTC)
+        over = or_(
+            table.complete_requested,
+            table.last_at <= to_text(now - timedelta(seconds=quiet_s)),
+            table.opened_at <= to_text(now - timedelta(seconds=open_limit_s)),
+        )
+        return [
+            to_study(row)
+            for row in self._rows(select_studies().where(table.state == "receiving", over))
+        ]
+
+    def jobs(self, study_uid: str) -> list[Job]:
+        """List the jobs of a study, the oldest first."""
+        table = tables.jobs
+        wanted = select(table).where(table.c.study_uid == study_uid).order_by(table.c.created_at)
+        return [to_job(row) for row in self._rows(wanted)]
+
+    def results(self, job_id: str) -> list[Result]:
+        """List what a job made, in the order in which it is to be sent."""
+        table = tables.results
+        wanted = select(table).where(table.c.job_id == job_id).order_by(table.c.position)
+        return [
+            Result(
+                row.job_id,
+                row.label,
+                row.sop_class_uid,
+                row.sop_uid,
+                row.series_uid,
+                Path(row.path),
+                row.sha256,
+            )
+            for row in self._rows(wanted)
+        ]
+
+    def deliveries(self, job_id: str) -> list[Delivery]:
+        """List the deliveries of a job."""
+        table = tables.deliveries
+        wanted = select(table).where(table.c.job_id == job_id).order_by(table.c.id)
+        return [to_delivery(row) for row in self._rows(wanted)]
+
+    def due_deliveries(self, now: datetime | None = None) -> list[Delivery]:
+        """List the pending deliveries whose time has come, the oldest first."""
+        table = tables.deliveries
+        due = (table.c.state == "pending") & (table.c.next_at <= to_text(now or datetime.now(UTC)))
+        return [
+            to_delivery(row) for row in self._rows(select(table).where(due).order_by(table.c.id))
+        ]
+
+    def events(
+        self, *, study_uid: str | None = None, after: int = 0, limit: int | None = None
+    ) -> list[Event]:
+        """List events in their order, of one study or of all."""
+        table = tables.events
+        wanted = select(table).where(table.c.seq > after).order_by(table.c.seq).limit(limit)
+        if study_uid is not None:
+            wanted = wanted.where(table.c.study_uid == study_uid)
+        return [to_event(row) for row in self._rows(wanted)]
+
+    def head(self) -> tuple[int, str]:
+        """Give number and digest of the last event; what `verify` can be held against later."""
+        with self._engine.connect() as connection:
+            return chain.head(connection)
+
+    def verify(self, head: tuple[int, str] | None = None) -> int:
+        """Check the whole chain and return the number of events.
+
+        Parameters
+        ----------
+        head
+            Number and digest noted earlier: only with them is a cut-off end found.
+
+        Raises
+        ------
+        LedgerBroken
+            Names the first event that is changed, missing or not linked.
+        """
+        with self._engine.connect() as connection:
+            wanted = select(tables.events).order_by(tables.events.c.seq)
+            return chain.verify(connection.execution_options(yield_per=1000).execute(wanted), head)
+
+    def _rows(self, wanted: Select[Any]) -> Sequence[Row[Any]]:
+        with self._engine.connect() as connection:
+            return connection.execute(wanted).all()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes out: SQLite waits for no lock when it changes the journal mode."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path.absolute())),
+        connect_args={"timeout": BUSY_S, "isolation_level": None},
+        max_overflow=-1,
+    )
+
+    @sqlalchemy_event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: object) -> None:  # noqa: ANN401 - sqlite3's connection
+        # FULL: what is committed is on the disk, also after a power cut (sqlite.org/pragma.html).
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
+
+
+def _sha256(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _good(purpose: str, token: str, now: datetime) -> ColumnElement[bool]:
+    table = tables.tokens.c
+    return and_(
+        table.digest == _sha256(token),
+        table.purpose == purpose,
+        table.expires_at > to_text(now),
+        table.used_at.is_(None),
+    )

@@ -1,0 +1,186 @@
+"""What the ledger remembers, as frozen values, and how a row becomes one.
+
+Knows the tables and the text forms: times are UTC ISO 8601, structured data is canonical JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, Select, func, select
+
+from . import tables
+from .instance import Instance
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study as it stands."""
+
+    study_uid: str
+    state: str
+    reason: str
+    patient_id: str
+    patient_name: str
+    accession_number: str
+    study_date: str
+    study_description: str
+    modalities: tuple[str, ...]
+    instance_count: int
+    first_at: datetime
+    last_at: datetime
+    complete_requested: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One reading of one study by one protocol; ``id`` is its idempotent key."""
+
+    id: str
+    study_uid: str
+    protocol: str
+    state: str  # queued -> running -> done | failed | rejected
+    reason: str
+    attempts: int
+    worker: str
+    lease_until: datetime | None  # None: nobody holds it
+    created_at: datetime
+    started_at: datetime | None  # None: not begun
+    finished_at: datetime | None  # None: not ended
+    series: tuple[dict[str, Any], ...]  # chosen and skipped series, each with its reason
+    sop_uids: tuple[str, ...]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One object that a job made."""
+
+    job_id: str
+    label: str  # seg | measurements | draft
+    sop_class_uid: str
+    sop_uid: str
+    series_uid: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The results of one job on their way to one destination."""
+
+    id: int
+    job_id: str
+    study_uid: str
+    destination: str  # AET@HOST:PORT
+    state: str  # pending -> sent | failed
+    attempts: int
+    next_at: datetime
+    detail: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened; ``digest`` covers it and the digest of the one before."""
+
+    seq: int
+    at: datetime
+    kind: str
+    study_uid: str | None  # None: about no study
+    job_id: str | None  # None: about no job
+    data: dict[str, Any]
+    previous: str
+    digest: str
+
+
+def to_text(time: datetime) -> str:
+    """Write a time as the tables hold it: UTC, microseconds, sortable."""
+    return time.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def canonical(data: Mapping[str, Any]) -> str:
+    """Write JSON in the one form that is digested."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def to_job(row: Row[Any]) -> Job:
+    """Read a row of the jobs table."""
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
+    for name in ("lease_until", "started_at", "finished_at"):
+        values[name] = values[name] and datetime.fromisoformat(values[name])
+    values["created_at"] = datetime.fromisoformat(values["created_at"])
+    values["series"] = tuple(json.loads(values["series"]))
+    values["sop_uids"] = tuple(json.loads(values["sop_uids"]))
+    values["summary"] = json.loads(values["summary"])
+    return Job(**values)
+
+
+def select_studies() -> Select[Any]:
+    """Select studies with the count and the modalities of their current instances."""
+    counted = (
+        select(
+            tables.instances.c.study_uid,
+            func.count().label("instance_count"),
+            func.group_concat(tables.instances.c.modality.distinct()).label("modalities"),
+        )
+        .where(tables.instances.c.superseded.is_(False))
+        .group_by(tables.instances.c.study_uid)
+        .subquery()
+    )
+    return select(tables.studies, counted.c.instance_count, counted.c.modalities).outerjoin(
+        counted, counted.c.study_uid == tables.studies.c.study_uid
+    )
+
+
+def to_study(row: Row[Any]) -> Study:
+    """Read a row of `select_studies`."""
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
+    del values["opened_at"]
+    values["first_at"] = datetime.fromisoformat(values["first_at"])
+    values["last_at"] = datetime.fromisoformat(values["last_at"])
+    values["instance_count"] = values["instance_count"] or 0
+    values["modalities"] = tuple(sorted(filter(None, (values["modalities"] or "").split(","))))
+    return Study(**values)
+
+
+def select_instances(study_uid: str) -> Select[Any]:
+    """Select the current instances of a study with what is known of their study."""
+    table, study = tables.instances, tables.studies.c
+    return (
+        select(
+            table,
+            study.patient_id,
+            study.patient_name,
+            study.accession_number,
+            study.study_date,
+            study.study_description,
+        )
+        .join(tables.studies)
+        .where(table.c.study_uid == study_uid, table.c.superseded.is_(False))
+        .order_by(table.c.id)
+    )
+
+
+def to_instance(row: Row[Any]) -> Instance:
+    """Read a row of `select_instances`."""
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
+    del values["id"], values["superseded"]
+    values["path"] = Path(values["path"])
+    values["received_at"] = datetime.fromisoformat(values["received_at"])
+    return Instance(**values)
+
+
+def to_delivery(row: Row[Any]) -> Delivery:
+    """Read a row of the deliveries table."""
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
+    return Delivery(**values | {"next_at": datetime.fromisoformat(values["next_at"])})
+
+
+def to_event(row: Row[Any]) -> Event:
+    """Read a row of the events table."""
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
+    values["at"], values["data"] = datetime.fromisoformat(values["at"]), json.loads(values["data"])
+    return Event(**values)

@@ -1,0 +1,132 @@
+"""The tables of the ledger and the triggers that keep its events append-only.
+
+Knows SQLAlchemy's schema language. Times are UTC, ISO 8601 text with microseconds, so that they
+sort as text and read the same in any tool.
+"""
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+METADATA = MetaData()
+
+studies = Table(
+    "studies",
+    METADATA,
+    Column("study_uid", String, primary_key=True),
+    Column("state", String, nullable=False),
+    Column("reason", String, nullable=False, default=""),
+    Column("patient_id", String, nullable=False),
+    Column("patient_name", String, nullable=False),
+    Column("accession_number", String, nullable=False),
+    Column("study_date", String, nullable=False),
+    Column("study_description", String, nullable=False),
+    Column("complete_requested", Boolean, nullable=False, default=False),
+    Column("opened_at", String, nullable=False),  # when the present reception began
+    Column("first_at", String, nullable=False),
+    Column("last_at", String, nullable=False),
+    Index("studies_by_state", "state", "last_at"),
+)
+
+instances = Table(
+    "instances",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("study_uid", ForeignKey("studies.study_uid"), nullable=False),
+    Column("series_uid", String, nullable=False),
+    Column("sop_uid", String, nullable=False),
+    Column("sop_class_uid", String, nullable=False),
+    Column("transfer_syntax_uid", String, nullable=False),
+    Column("modality", String, nullable=False),
+    Column("path", String, nullable=False, unique=True),
+    Column("sha256", String, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("received_at", String, nullable=False),
+    Column("superseded", Boolean, nullable=False, default=False),
+    Index("instances_by_uid", "study_uid", "sop_uid"),
+)
+
+jobs = Table(
+    "jobs",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("study_uid", ForeignKey("studies.study_uid"), nullable=False),
+    Column("protocol", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", String, nullable=False, default=""),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("worker", String, nullable=False, default=""),
+    Column("lease_until", String),  # None: nobody holds it
+    Column("created_at", String, nullable=False),
+    Column("started_at", String),
+    Column("finished_at", String),
+    Column("series", String, nullable=False),  # JSON: chosen and skipped series with reasons
+    Column("sop_uids", String, nullable=False),  # JSON
+    Column("summary", String, nullable=False, default="{}"),  # JSON
+    Index("jobs_by_state", "state", "created_at"),
+    Index("jobs_by_study", "study_uid"),
+)
+
+results = Table(
+    "results",
+    METADATA,
+    Column("sop_uid", String, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("position", Integer, nullable=False),  # the order in which they are to be sent
+    Column("label", String, nullable=False),
+    Column("sop_class_uid", String, nullable=False),
+    Column("series_uid", String, nullable=False),
+    Column("path", String, nullable=False),
+    Column("sha256", String, nullable=False),
+)
+
+deliveries = Table(
+    "deliveries",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("study_uid", String, nullable=False),
+    Column("destination", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_at", String, nullable=False),
+    Column("detail", String, nullable=False, default=""),
+    UniqueConstraint("job_id", "destination"),
+    Index("deliveries_by_state", "state", "next_at"),
+)
+
+events = Table(
+    "events",
+    METADATA,
+    Column("seq", Integer, primary_key=True),
+    Column("at", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("study_uid", String, index=True),
+    Column("job_id", String, index=True),
+    Column("data", String, nullable=False),  # canonical JSON
+    Column("previous", String, nullable=False),
+    Column("digest", String, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    METADATA,
+    Column("digest", String, primary_key=True),  # of the token, which is written nowhere
+    Column("purpose", String, nullable=False),
+    Column("expires_at", String, nullable=False),
+    Column("used_at", String),
+)
+
+TRIGGERS = tuple(
+    f"CREATE TRIGGER IF NOT EXISTS events_refuse_{verb.lower()} BEFORE {verb} ON events"
+    " BEGIN SELECT RAISE(ABORT, 'events are append-only'); END"
+    for verb in ("UPDATE", "DELETE")
+)

@@ -1,0 +1,161 @@
+"""One transaction on the ledger: the steps that change a state, each with its event.
+
+Knows the tables and which state may follow which. Nothing here commits: `Ledger.transaction` does.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from . import chain, tables
+from .errors import Mismatch
+from .instance import Instance
+from .records import to_text
+
+# From which states a study may come to which: anything else is a bug, and is refused.
+TRANSITIONS: Mapping[str, frozenset[str]] = {
+    "receiving": frozenset({"queued", "delivering", "rejected", "failed"}),
+    "queued": frozenset({"processing", "rejected", "failed", "receiving"}),
+    "processing": frozenset({"queued", "delivering", "done", "rejected", "failed", "receiving"}),
+    "delivering": frozenset({"done", "failed", "queued", "receiving"}),
+    "done": frozenset({"receiving", "queued", "delivering"}),
+    "rejected": frozenset({"receiving", "queued"}),
+    "failed": frozenset({"receiving", "queued", "delivering"}),
+}
+
+
+class Transaction:
+    """What can be written; everything in one transaction, or nothing."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.now = datetime.now(UTC)
+
+    def event(
+        self, kind: str, *, study_uid: str | None = None, job_id: str | None = None, **data: object
+    ) -> None:
+        """Add an event to the chain."""
+        about = {"kind": kind, "study_uid": study_uid, "job_id": job_id}
+        chain.append(self.connection, self.now, about, data)
+
+    def set_study_state(
+        self, study_uid: str, state: str, reason: str = "", *, kind: str = "study.state"
+    ) -> None:
+        """Move a study on, if its state allows it.
+
+        Raises
+        ------
+        Mismatch
+            There is no such study, or it cannot come from its state to this one.
+        """
+        before = self.connection.scalar(
+            select(tables.studies.c.state).where(tables.studies.c.study_uid == study_uid)
+        )
+        if before == state:
+            return
+        if before is None or state not in TRANSITIONS[before]:
+            raise Mismatch(f"a study that is {before or 'unknown'} cannot become {state}")
+        values: dict[str, object] = {"state": state, "reason": reason}
+        if state != "receiving":
+            values["complete_requested"] = False
+        self.connection.execute(
+            update(tables.studies).where(tables.studies.c.study_uid == study_uid).values(values)
+        )
+        self.event(kind, study_uid=study_uid, state=state, before=before, reason=reason)
+
+    def advance_study(
+        self, study_uid: str, before: Sequence[str], state: str, reason: str = ""
+    ) -> None:
+        """Move a study on if it is in a state of `before`: late images may have re-opened it."""
+        now = self.connection.scalar(
+            select(tables.studies.c.state).where(tables.studies.c.study_uid == study_uid)
+        )
+        if now in before:
+            self.set_study_state(study_uid, state, reason)
+
+    def record_study(self, instance: Instance) -> None:
+        """Remember the study of an instance; one that was past reception is open again."""
+        received_at = to_text(instance.received_at)
+        values = {
+            name: getattr(instance, name)
+            for name in (
+                "study_uid",
+                "patient_id",
+                "patient_name",
+                "accession_number",
+                "study_date",
+                "study_description",
+            )
+        }
+        made = self.connection.execute(
+            insert(tables.studies)
+            .values(
+                **values,
+                state="receiving",
+                opened_at=received_at,
+                first_at=received_at,
+                last_at=received_at,
+            )
+            .on_conflict_do_nothing()
+        )
+        if made.rowcount:
+            self.event("study.opened", study_uid=instance.study_uid)
+            return
+        self.connection.execute(
+            update(tables.studies)
+            .where(tables.studies.c.study_uid == instance.study_uid)
+            .values(last_at=received_at)
+        )
+        self._reopen(instance.study_uid, received_at)
+
+    def _reopen(self, study_uid: str, opened_at: str) -> None:
+        table = tables.studies
+        past = (table.c.study_uid == study_uid) & (table.c.state != "receiving")
+        if self.connection.scalar(select(table.c.state).where(past)) is None:
+            return
+        self.set_study_state(study_uid, "receiving", "late images", kind="study.reopened")
+        self.connection.execute(
+            update(table).where(table.c.study_uid == study_uid).values(opened_at=opened_at)
+        )
+
+    def record_instance(self, instance: Instance) -> None:
+        """Remember an instance; an earlier one of the same UID is superseded."""
+        table = tables.instances
+        same = (table.c.study_uid == instance.study_uid) & (table.c.sop_uid == instance.sop_uid)
+        self.connection.execute(update(table).where(same).values(superseded=True))
+        self.connection.execute(
+            table.insert().values(
+                study_uid=instance.study_uid,
+                series_uid=instance.series_uid,
+                sop_uid=instance.sop_uid,
+                sop_class_uid=instance.sop_class_uid,
+                transfer_syntax_uid=instance.transfer_syntax_uid,
+                modality=instance.modality,
+                path=str(instance.path),
+                sha256=instance.sha256,
+                size=instance.size,
+                received_at=to_text(instance.received_at),
+            )
+        )
+
+    def end_deliveries(self, study_uid: str, job_id: str) -> None:
+        """Move the study on when the last delivery of its newest job has ended."""
+        table = tables.deliveries
+        rows = self.connection.execute(select(table).where(table.c.job_id == job_id)).all()
+        newest = self.connection.scalar(
+            select(tables.jobs.c.id)
+            .where(tables.jobs.c.study_uid == study_uid)
+            .order_by(tables.jobs.c.created_at.desc())
+            .limit(1)
+        )
+        if newest != job_id or any(row.state == "pending" for row in rows):
+            return
+        failed = [f"{row.destination}: {row.detail}" for row in rows if row.state == "failed"]
+        self.advance_study(
+            study_uid,
+            ("delivering",),
+            "failed" if failed else "done",
+            f"not delivered to {'; '.join(failed)}" if failed else "",
+        )
