@@ -75,6 +75,10 @@ class Document:
         """Make the document of a job; local time of this machine if `created_at` has a zone."""
         if not sources or not job_id:
             raise TemplateError("expected at least one source image and a job's id")
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "PatientID"):
+            found = {str(each.get(keyword) or "") for each in sources}
+            if len(found) > 1:
+                raise TemplateError(f"expected images of one {keyword}, got {len(found)}")
         if created_at.tzinfo:
             # The study's times are local, without a zone; ours stand beside them.
             created_at = created_at.astimezone().replace(tzinfo=None)

@@ -205,6 +205,14 @@ def test_a_job_without_images_or_id_is_refused(count: int, job_id: str) -> None:
         )
 
 
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"])
+def test_images_of_two_patients_studies_or_series_are_refused(keyword: str) -> None:
+    instances = series()
+    setattr(instances[3], keyword, "1.2.3")
+    with pytest.raises(TemplateError, match=f"expected images of one {keyword}, got 2"):
+        encoded(instances=instances)
+
+
 def test_the_order_of_the_answers_does_not_matter() -> None:
     sources, volume = stack(series())
     answers = findings(PROTOCOLS["ct_chest"], volume)

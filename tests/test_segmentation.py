@@ -1,3 +1,7 @@
+import gzip
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from tests.drafts import (
     stack,
 )
 
+SEGIMAGE2ITKIMAGE = Path(sys.executable).parent / "segimage2itkimage"
 CHEST = PROTOCOLS["ct_chest"]
 TARGETS = CHEST.targets
 OBLIQUE = np.linalg.qr(np.array([[0.1, 0.2, 1], [0.15, 1, -0.2], [1, -0.1, 0.1]]))[0]
@@ -55,6 +60,40 @@ def test_masks_read_back_bit_for_bit_where_they_were(name: str, tmp_path: Path) 
     assert len(seg.SegmentSequence) == len(masks) == 5
     for number, mask in enumerate(masks, 1):
         assert np.array_equal(segment(seg, number, volume, tmp_path / "s.dcm"), mask.array != 0)
+
+
+def places(indices: NDArray[np.int_], axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return patient coordinates of voxels, rounded to 0.01 mm and sorted."""
+    found = np.round(np.c_[indices, np.ones(len(indices))] @ axes.T, 2) + 0.0
+    ordered: NDArray[np.float64] = found[np.lexsort(found.T)]
+    return ordered
+
+
+def nrrd(path: Path) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """Read what dcmqi writes: voxels by (x, y, z), and the 3x4 matrix to patient coordinates."""
+    head, _, body = path.read_bytes().partition(b"\n\n")
+    fields = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
+    sizes = [int(each) for each in fields["sizes"].split()]
+    vectors = re.findall(r"\(([^)]*)\)", fields["space directions"] + fields["space origin"])
+    assert (fields["space"], fields["type"]) == ("left-posterior-superior", "short")
+    voxels = np.frombuffer(gzip.decompress(body), "<i2").reshape(sizes, order="F")
+    return voxels, np.array([each.split(",") for each in vectors], float).T
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_an_independent_reader_finds_the_masks_at_the_same_places(
+    name: str, tmp_path: Path
+) -> None:
+    sources, volume = stack(series(directions=DIRECTIONS[name]))
+    answers = findings(CHEST, volume)
+    made(answers, sources)["seg"].save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    command = [SEGIMAGE2ITKIMAGE, "--inputDICOM", tmp_path / "seg.dcm", "--outputType", "nrrd"]
+    subprocess.run([*command, "--outputDirectory", tmp_path], check=True, capture_output=True)
+    masks = [each.mask for each in answers if each.mask is not None]
+    for number, mask in enumerate(masks, 1):
+        voxels, axes = nrrd(tmp_path / f"{number}.nrrd")
+        found = places(np.argwhere(voxels), axes)
+        assert np.allclose(found, places(np.argwhere(mask.array), volume.affine[:3]), atol=0.02)
 
 
 def test_each_frame_refers_to_the_image_at_its_own_place() -> None:
