@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model.errors import ModelError
 from model.network import M3DCLIP, Generated, Lamed, build, generate, load_state
 
 FOLDER = Path(os.environ.get("LAMED_PARITY") or Path(__file__).parent / "data" / "parity")
@@ -171,7 +172,9 @@ def encode(known: Golden) -> dict[str, Tensor]:
 
 
 def prefill(known: Golden) -> dict[str, Tensor]:
-    read = known.lamed(images_of(known, "prefill"), known.inputs["prefill.input_ids"])
+    read = known.lamed(
+        images_of(known, "prefill"), known.inputs["prefill.input_ids"], mode="reference"
+    )
     return {"logits": read.logits, "last_hidden": read.hidden}
 
 
@@ -224,7 +227,7 @@ def train(known: Golden) -> dict[str, Tensor]:
     asked = {key: known.inputs[f"train.{key}"] for key in ("attention_mask", "labels")}
     images = images_of(known, "train")
     segs = known.segs if "train.segs_box_zyx_halfopen" in known.inputs else None
-    read = known.lamed(images, ids, **asked, segs=segs)
+    read = known.lamed(images, ids, **asked, segs=segs, mode="reference")
     assert read.loss is not None
     assert read.language_loss is not None
     ours = {"logits": read.logits, "lm_only_loss": read.language_loss.reshape(1)}
@@ -234,7 +237,7 @@ def train(known: Golden) -> dict[str, Tensor]:
         ours["bce_loss"] = read.drawn.bce_loss.reshape(1)
         ours["seg_prompts"] = read.drawn.prompts
         ours["seg_logits"] = ours["seg_logits_strided"] = read.drawn.logits
-        empty = known.lamed(images, ids, **asked, segs=torch.zeros_like(segs))
+        empty = known.lamed(images, ids, **asked, segs=torch.zeros_like(segs), mode="reference")
         assert empty.loss is not None
         ours["loss_all_empty_masks"] = empty.loss.reshape(1)
     return ours
@@ -280,9 +283,9 @@ def test_gradients_have_the_reference_norms(name: str, table: dict[str, Worst]) 
     asked = {key: known.inputs[f"train.{key}"] for key in ("attention_mask", "labels")}
     segs = known.segs if "train.segs_box_zyx_halfopen" in known.inputs else None
     known.lamed.zero_grad(set_to_none=True)
-    read = known.lamed(images_of(known, "train"), ids, **asked, segs=segs)
+    read = known.lamed(images_of(known, "train"), ids, **asked, segs=segs, mode="reference")
     assert read.loss is not None
-    read.loss.backward()  # type: ignore[no-untyped-call]
+    read.loss.backward()
     ours = {
         key: None if value.grad is None else value.grad.norm()
         for key, value in known.lamed.named_parameters()
@@ -348,9 +351,35 @@ def test_each_encoder_runs_as_often_as_in_the_reference(name: str, case: str) ->
     assert calls == {key: listed[key] for key in calls}
 
 
+def well_formed(known: Golden, group: str) -> bool:
+    """Say whether every prompt is BOS and the image's tokens, by the set's own token table."""
+    ids, table = known.inputs[f"{group}.input_ids"], known.cases["token_ids"]
+    count = known.lamed.config.image_tokens
+    image = ids == table["im_patch"]
+    starts = (ids[:, 0] == table["bos"]).all() and image[:, 1 : 1 + count].all()
+    return bool(starts and (image.sum(dim=1) == count).all())
+
+
+@pytest.mark.parametrize("name", names(clip=False))
+def test_the_default_mode_reads_a_good_prompt_alike_and_refuses_one_without_bos(name: str) -> None:
+    known = golden(name)
+    images, ids = images_of(known, "prefill"), known.inputs["prefill.input_ids"]
+    if well_formed(known, "prefill"):
+        with torch.no_grad():
+            ours = known.lamed(images, ids)
+        last = known.expected["prefill.logits"]
+        assert (ours.logits[:, -last.shape[1] :] - last).abs().max() <= TOLERANCE
+    with pytest.raises(ModelError, match=r"expected BOS \(\d+\) first, got \d+"):
+        known.lamed(images_of(known, "prefill_nobos"), known.inputs["prefill_nobos.input_ids"])
+
+
 @pytest.mark.parametrize(("name", "case"), cases(segmenting=True))
 def test_the_default_mode_says_the_same_and_draws_every_seg(name: str, case: str) -> None:
     known, listed = golden(name), golden(name).case(case)
+    if not well_formed(known, f"gen.{case}"):
+        with pytest.raises(ModelError, match="image tokens"):
+            generated(name, case, "default")
+        return
     ours, theirs = generated(name, case, "default"), generated(name, case, "reference")
     assert torch.equal(ours.ids, theirs.ids)
     expected = [row for row, count in enumerate(listed["n_seg_total"]) for _ in range(count)]

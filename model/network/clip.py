@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import log
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name
 from transformers import BertConfig, BertModel
@@ -33,7 +34,7 @@ class M3DCLIP(nn.Module):
         self.config = config
         try:
             bert = BertConfig(**{"attn_implementation": "sdpa", **config.bert})
-        except (TypeError, ValueError) as error:
+        except (StrictDataclassError, TypeError, ValueError) as error:
             raise ModelError(f"config.json does not describe a BERT: {error}") from error
         width = config.vision.hidden
         self.vision_encoder = ViT(config.vision, classify=True)

@@ -169,28 +169,23 @@ def read_lamed(config: Mapping[str, Any]) -> LamedConfig:
         config.get("vision_select_feature", "patch"),
         ("patch", "cls_patch"),
     )
-    eos = config.get("eos_token_id", 2)
-    eos = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
-    pad, seg = config.get("pad_token_id"), _integer(config, "seg_token_id")
+    eos, pad = _ends(config), config.get("pad_token_id")
+    # The release adds <im_patch>, <bx_start>, <bx_end>, [SEG] last, in this order.
+    vocabulary = _integer(config, "vocab_size")
+    seg = _integer(config, "seg_token_id", vocabulary - 1)
     lamed = LamedConfig(
         family=family(config),
         vision=vision,
         keep_cls=feature == "cls_patch",
         projector=_projector(config),
         segvol=_segvol(config, widths, mm_hidden),
-        language={
-            **{key: config[key] for key in _LANGUAGE_KEYS if config.get(key) is not None},
-            "bos_token_id": _integer(config, "bos_token_id", 1),
-            "eos_token_id": list(eos),
-            "pad_token_id": pad,
-        },
+        language=_language(config, eos),
         hidden=hidden,
-        vocabulary=_integer(config, "vocab_size"),
+        vocabulary=vocabulary,
         bos_token_id=_integer(config, "bos_token_id", 1),
         eos_token_ids=eos,
-        pad_token_id=eos[0] if pad is None else pad,
+        pad_token_id=(*eos, 0)[0] if pad is None else pad,
         seg_token_id=seg,
-        # The release adds <im_patch>, <bx_start>, <bx_end>, [SEG] in this order.
         image_token_id=_integer(config, "image_token_id", seg - 3),
     )
     if lamed.projector.kind == "identity":
@@ -212,6 +207,27 @@ def read_clip(config: Mapping[str, Any]) -> ClipConfig:
     }
     _same("hidden_size", vision.hidden, "the text encoder's width", bert.get("hidden_size", 768))
     return ClipConfig(vision, bert)
+
+
+def _language(config: Mapping[str, Any], eos: tuple[int, ...]) -> dict[str, Any]:
+    language = {key: config[key] for key in _LANGUAGE_KEYS if config.get(key) is not None}
+    if family(config) == "phi3" and "sliding_window" in language:
+        # Phi-3 looks back W tokens and at itself; transformers 5 counts itself among the W.
+        language["sliding_window"] += 1
+    ids = {"bos_token_id": _integer(config, "bos_token_id", 1), "eos_token_id": list(eos)}
+    return {**language, **ids, "pad_token_id": config.get("pad_token_id")}
+
+
+def _ends(config: Mapping[str, Any]) -> tuple[int, ...]:
+    match config.get("eos_token_id"):
+        case None:
+            return ()
+        case int(end):
+            return (end,)
+        case [*ends] if all(isinstance(end, int) for end in ends):
+            return tuple(ends)
+        case other:
+            raise ModelError(f"eos_token_id must be token ids, not {other!r}")
 
 
 def _vit(config: Mapping[str, Any], widths: Mapping[str, Any], hidden_key: str) -> ViTConfig:

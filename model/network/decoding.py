@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from model.errors import ModelError
+
 from .config import Mode
 from .lamed import Lamed
 from .segvol import Masks
@@ -51,13 +53,15 @@ def greedy(
     config, device = network.config, inputs_embeds.device
     ends = torch.tensor(config.eos_token_ids, device=device)
     limits = torch.as_tensor(max_new_tokens, device=device).expand(len(inputs_embeds))
-    done = limits < 1
+    if limits.min() < 1:
+        raise ModelError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+    done = torch.zeros(len(inputs_embeds), dtype=torch.bool, device=device)
     ids: list[Tensor] = []
     hidden: list[Tensor] = []
     step = network.language(
         inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values
     )
-    while not done.all():
+    while True:
         token = step.logits[:, -1].argmax(dim=-1).masked_fill(done, config.pad_token_id)
         ids.append(token)
         hidden.append(step.hidden[:, -1])

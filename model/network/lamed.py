@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name
 from transformers import (
@@ -59,9 +60,6 @@ class Output:
     language_loss: Tensor | None = None
     drawn: Drawn | None = None
 
-    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - as transformers' outputs do
-        return getattr(self, key)
-
 
 class Lamed(nn.Module):
     """The parts and how they meet. `LamedPhi3` and `LamedLlama` name the language model."""
@@ -74,7 +72,7 @@ class Lamed(nn.Module):
         self.config = config
         try:
             language = self.language_config(attn_implementation="sdpa", **config.language)
-        except (TypeError, ValueError) as error:
+        except (StrictDataclassError, TypeError, ValueError) as error:
             raise ModelError(f"config.json does not describe a {config.family}: {error}") from error
         self.model = self.language_model(language)
         self.model.vision_tower = VisionTower(config.vision, keep_cls=config.keep_cls)
@@ -213,7 +211,6 @@ class Lamed(nn.Module):
 
     def prompts(self, seg_hidden: Tensor) -> Tensor:
         """(N, H) hidden states -> (N, E) prompt vectors."""
-        self._segvol  # noqa: B018 - raises the plain sentence when there is none
         prompts: Tensor = self.model.seg_projector(seg_hidden)
         return prompts
 

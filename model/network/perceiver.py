@@ -50,12 +50,12 @@ class SpatialPoolingPerceiver(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, width) -> (B, pooled, H)."""
-        channels = tokens.transpose(1, 2)
+        # In float32: the CPU pools no bfloat16.
+        channels = tokens.transpose(1, 2).float()
         if self.spatial:
-            pooled = F.avg_pool3d(
-                channels.reshape(*channels.shape[:2], *self.grid), self.window
-            ).flatten(2)
+            blocks = channels.reshape(*channels.shape[:2], *self.grid)
+            pooled = F.avg_pool3d(blocks, self.window).flatten(2)
         else:
             pooled = F.avg_pool1d(channels, self.window**3)
-        words: Tensor = self.projector(pooled.transpose(1, 2))
+        words: Tensor = self.projector(pooled.transpose(1, 2).to(tokens.dtype))
         return words
