@@ -91,6 +91,11 @@ class Document:
         return f"{NOTICE} - {UNTRAINED} MODEL" if self.algorithm.untrained else NOTICE
 
     @property
+    def voice(self) -> str:
+        """Whose words an answer is, for lists that show one item without the rest."""
+        return f"AI ({UNTRAINED})" if self.algorithm.untrained else "AI"
+
+    @property
     def series_uid(self) -> str:
         """Series Instance UID of the images that were read."""
         return str(self.sources[0].SeriesInstanceUID)

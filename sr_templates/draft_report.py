@@ -31,6 +31,7 @@ MODALITIES = {  # PS3.16 CID 29
     "MR": Code("MR", "DCM", "Magnetic Resonance"),
 }
 MAXIMUM_TEXT = 4000  # characters of one answer
+SMALL_ML = 10  # below it, volumes are shown with two decimals
 LIMITS = (
     "Limits: the model answered fixed questions about this one series, reduced to a coarse grid. "
     "It saw no other series, no earlier exam and no clinical data, and it does not say when it is "
@@ -57,7 +58,7 @@ def encode_draft(
     sections = (
         (SUMMARY, _summary(document)),
         (PROCEDURES, _procedure(document)),
-        (FINDINGS, _findings(protocol, given, outlines, segmentation)),
+        (FINDINGS, _findings(document, given, outlines, segmentation)),
         (IMPRESSIONS, _impressions(document, given)),
     )
     root.ContentSequence.extend(_section(heading, list(items)) for heading, items in sections)
@@ -120,31 +121,32 @@ def _series(document: Document) -> str:
 
 
 def _findings(
-    protocol: Protocol,
+    document: Document,
     given: dict[str, Finding],
     outlines: Outlines | None,
     segmentation: Dataset | None,
 ) -> Iterator[hd.sr.TextContentItem]:
-    for question in protocol.questions:
+    voice = document.voice
+    for question in document.protocol.questions:
         answer = given.get(question.id)
         if question.target:
             segment = outlines.of(question.id) if outlines else None
             if segment is None or segmentation is None:
-                yield _text(codes.DCM.Finding, _not_seen(question.target.label, answer))
+                yield _text(codes.DCM.Finding, _not_seen(question.target.label, voice, answer))
             else:
-                yield _outlined(segment, segmentation)
+                yield _outlined(segment, voice, segmentation)
         elif not question.caption:
             yield _text(
-                codes.DCM.Finding, f"{question.heading}. {question.text}\nAI: {_words(answer)}"
+                codes.DCM.Finding, f"{question.heading}. {question.text}\n{voice}: {_words(answer)}"
             )
 
 
-def _outlined(segment: Segment, segmentation: Dataset) -> hd.sr.TextContentItem:
+def _outlined(segment: Segment, voice: str, segmentation: Dataset) -> hd.sr.TextContentItem:
     """Rows 3 and 4 of TID 2002, with row 1 of TID 2001 and a purpose of CID 7003."""
+    size = f"{segment.volume_ml:.{0 if segment.volume_ml >= SMALL_ML else 2}f} mL"
     item = _text(
         codes.DCM.Finding,
-        f"{segment.target.label}. AI: outlined, {segment.volume_ml:.0f} mL "
-        f"(segment {segment.number}).",
+        f"{segment.target.label}. {voice}: outlined, {size} (segment {segment.number}).",
     )
     illustration = hd.sr.ImageContentItem(
         name=codes.DCM.IllustrationOfROI,
@@ -162,18 +164,19 @@ def _impressions(document: Document, given: dict[str, Finding]) -> Iterator[hd.s
     for question in captions:
         # Some lists show the impression alone: what it is worth must be in it.
         words = _words(given.get(question.id))
-        yield _text(codes.DCM.Impression, f"{document.notice}.\nAI: {words}")
+        yield _text(codes.DCM.Impression, f"{document.notice}.\n{document.voice}: {words}")
     if not captions:
         yield _text(codes.DCM.Impression, f"{document.notice}. No impression was asked for.")
 
 
-def _not_seen(label: str, answer: Finding | None) -> str:
+def _not_seen(label: str, voice: str, answer: Finding | None) -> str:
     if answer is None:
         return f"{label}. Not asked."
+    outcome = "outlined nothing. That does not say that it is absent or normal."
+    if answer.mask is not None and answer.mask.array.any():
+        outcome = "its outline lies wholly within those of other structures and is left out."
     words = _quoted(answer.text)
-    return f"{label}. AI: outlined nothing. That does not say that it is absent or normal." + (
-        f"\nAI: {words}" if words else ""
-    )
+    return f"{label}. {voice}: {outcome}" + (f"\n{voice}: {words}" if words else "")
 
 
 def _words(answer: Finding | None) -> str:

@@ -5,7 +5,7 @@ import highdicom as hd
 import pytest
 from pydicom import Dataset
 
-from sr_templates import as_text, encode
+from sr_templates import Finding, as_text, encode
 from tests.drafts import (
     ALGORITHM,
     CREATED_AT,
@@ -117,6 +117,18 @@ def test_an_outline_refers_to_its_segment() -> None:
     assert left.TextValue.endswith("(segment 1).")
 
 
+def test_an_outline_that_was_given_to_others_is_said_to_be_left_out() -> None:
+    sources, volume = stack(series())
+    mask = findings(CHEST, volume)[-1].mask
+    answers = [Finding(question, "", mask, 0.5) for question in CHEST.targets[:2]]
+    draft = encode(
+        CHEST, sources, answers, ALGORITHM, job_id=JOB, image=None, created_at=CREATED_AT
+    )["draft"]
+    first, second = texts(draft, "Findings")[-5:-3]
+    assert first.startswith("Right lung. AI: outlined, 0.64 mL (segment 1).")
+    assert second.startswith("Left lung. AI: its outline lies wholly within those of other")
+
+
 def test_nothing_states_a_coded_finding() -> None:
     # "Finding = Pneumothorax" beside the answer "there is none" would be the worst of drafts.
     for item in section(encoded()["draft"], "Findings"):
@@ -139,6 +151,7 @@ def test_an_untrained_model_is_called_so_before_any_finding() -> None:
     draft = encoded(algorithm=untrained())["draft"]
     assert texts(draft, "Summary")[1].startswith("UNTRAINED MODEL.")
     assert "UNTRAINED MODEL" in texts(draft, "Impressions")[0]
+    assert all("AI (UNTRAINED): " in each for each in texts(draft, "Findings"))
     assert len(texts(encoded()["draft"], "Summary")) == 1
 
 

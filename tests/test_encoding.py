@@ -207,10 +207,18 @@ def test_a_job_without_images_or_id_is_refused(count: int, job_id: str) -> None:
 
 @pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"])
 def test_images_of_two_patients_studies_or_series_are_refused(keyword: str) -> None:
-    instances = series()
-    setattr(instances[3], keyword, "1.2.3")
+    sources, volume = stack(series())
+    setattr(sources[3], keyword, "1.2.3")
     with pytest.raises(TemplateError, match=f"expected images of one {keyword}, got 2"):
-        encoded(instances=instances)
+        encode(
+            PROTOCOLS["ct_chest"],
+            sources,
+            [],
+            ALGORITHM,
+            job_id=JOB,
+            image=volume,
+            created_at=CREATED_AT,
+        )
 
 
 def test_the_order_of_the_answers_does_not_matter() -> None:
