@@ -157,7 +157,8 @@ def test_an_untrained_model_is_called_so_before_any_finding() -> None:
 
 def test_it_says_what_was_read_by_what_and_its_limits() -> None:
     images, model, limits = texts(encoded()["draft"], "Current Procedure Descriptions")
-    assert images == 'Images: Chest CT, series 3 "CT CHEST", 12 slices.'
+    number = series()[0].SeriesNumber
+    assert images == f'Images: Chest CT, series {number} "CT CHEST", 12 slices.'
     assert model.startswith("AI model: LaMed, version 1.2.3, of LaMed Node. Weights SHA-256 0f0f0f")
     assert "no evidence that a finding is present or absent" in limits
 

@@ -1,5 +1,6 @@
 """The objects as others judge them: validators, readers, and a repeated job."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -73,11 +74,12 @@ def test_a_draft_alone_is_clean_too(tmp_path: Path) -> None:
     verify(encoded(without=targets)["draft"], tmp_path / "draft.dcm")
 
 
-@pytest.mark.slow
 def test_objects_about_a_real_dirty_chest_ct_are_clean(tmp_path: Path) -> None:
     try:
         folder = sample.chest_ct(Path(".cache"))
     except Unavailable as error:
+        if os.environ.get("CI") == "true":
+            raise
         pytest.skip(str(error))
     instances = [dcmread(each) for each in sorted(folder.iterdir())]
     made = encoded(instances=instances)
