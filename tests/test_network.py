@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name
 
 from model.errors import ModelError
 from model.network import M3DCLIP, Lamed, LamedLlama, LamedPhi3, build, generate, greedy, load_state
+from model.network.losses import dice_loss
 
 PARITY = Path(__file__).parent / "data" / "parity"
 BOS, END, IMAGE, SEG = 1, 2, 47, 50
@@ -345,6 +346,14 @@ def test_all_that_a_mask_needs_learns_and_an_empty_mask_teaches_nothing() -> Non
     empty = network(volumes(2), ids, labels=labels, segs=torch.zeros_like(segs))
     assert empty.drawn is None
     assert torch.equal(empty.loss, empty.language_loss)
+
+
+def test_the_dice_loss_smooths_the_denominator_only() -> None:
+    target = torch.zeros(2, 1, 1, 2, 2)
+    target[0, 0, 0, 0, 0] = 1
+    certain = torch.where(target > 0, 50.0, -50.0)
+    # A perfect voxel: 1 - 2 / (1 + 1 + 1); a perfect nothing: 1 - 0 / 1.
+    assert dice_loss(certain, target).item() == pytest.approx((1 / 3 + 1) / 2)
 
 
 def test_the_language_loss_is_of_the_next_token_and_skips_minus_100() -> None:

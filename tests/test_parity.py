@@ -278,7 +278,9 @@ def test_every_expected_number_is_reproduced(
 @pytest.mark.parametrize("name", names(clip=False))
 def test_gradients_have_the_reference_norms(name: str, table: dict[str, Worst]) -> None:
     known = golden(name)
-    norms = known.cases["train_grad_l2_norms"]
+    norms = known.cases.get("train_grad_l2_norms")
+    if norms is None:
+        pytest.skip("this set has no gradients")
     ids = known.inputs["train.input_ids"]
     asked = {key: known.inputs[f"train.{key}"] for key in ("attention_mask", "labels")}
     segs = known.segs if "train.segs_box_zyx_halfopen" in known.inputs else None
@@ -369,6 +371,8 @@ def test_the_default_mode_reads_a_good_prompt_alike_and_refuses_one_without_bos(
             ours = known.lamed(images, ids)
         last = known.expected["prefill.logits"]
         assert (ours.logits[:, -last.shape[1] :] - last).abs().max() <= TOLERANCE
+    if "prefill_nobos.input_ids" not in known.inputs:
+        return
     with pytest.raises(ModelError, match=r"expected BOS \(\d+\) first, got \d+"):
         known.lamed(images_of(known, "prefill_nobos"), known.inputs["prefill_nobos.input_ids"])
 

@@ -123,7 +123,6 @@ class Lamed(nn.Module):
         hidden = self.model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
-            position_ids=_padded_positions(embeds, attention_mask),
             use_cache=False,
         ).last_hidden_state
         logits = self.lm_head(hidden)
@@ -299,12 +298,3 @@ class LamedLlama(Lamed):
 
 def _positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _padded_positions(embeds: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Count from the first real token; padding on the right goes on counting."""
-    places = torch.arange(embeds.shape[1], device=embeds.device).unsqueeze(0)
-    if attention_mask is None:
-        return places
-    first = attention_mask.long().argmax(dim=1, keepdim=True)
-    return (places - first).clamp(min=0)
