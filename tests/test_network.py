@@ -19,15 +19,10 @@ from model.network.losses import dice_loss
 PARITY = Path(__file__).parent / "data" / "parity"
 BOS, END, IMAGE, SEG = 1, 2, 47, 50
 WIDTHS = {"hidden_size": 24, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
-SEGVOL = {
-    "embed_dim": 24,
-    "mlp_dim": 16,
-    "num_layers": 1,
-    "num_heads": 2,
-    "decoder_mlp_dim": 20,
-    "decoder_heads": 2,
-    "iou_hidden": 12,
-}
+SEGVOL = {"embed_dim": 24, "mlp_dim": 16, "num_layers": 1, "num_heads": 2}
+DECODER = {"decoder_mlp_dim": 20, "decoder_heads": 2, "iou_hidden": 12}
+BERT = {"vocab_size": 30, "max_position_embeddings": 16, "num_hidden_layers": 1}
+BERT_WIDTHS = {"hidden_size": 24, "intermediate_size": 16, "num_attention_heads": 2}
 ODD = [6, 10, 6]  # patches of 2 make a 3 x 5 x 3 grid
 
 
@@ -55,7 +50,7 @@ def config(**changes: Any) -> dict[str, Any]:
         "proj_pooling_size": 2,
         "segmentation_module": "segvol",
         "seg_token_id": SEG,
-        "oracle_overrides": {"vision": WIDTHS, "segvol": SEGVOL},
+        "oracle_overrides": {"vision": WIDTHS, "segvol": SEGVOL | DECODER},
     }
     return {**tiny, **changes}
 
@@ -430,16 +425,7 @@ def clip_config() -> dict[str, Any]:
         "img_size": ODD,
         "patch_size": [2, 2, 2],
         **WIDTHS,
-        "oracle_overrides": {
-            "bert": {
-                "vocab_size": 30,
-                "hidden_size": 24,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-                "max_position_embeddings": 16,
-            }
-        },
+        "oracle_overrides": {"bert": BERT | BERT_WIDTHS},
     }
 
 
@@ -461,6 +447,6 @@ def test_clip_is_built_from_its_config_and_ignores_padding() -> None:
 
 def test_clip_without_its_own_text_width_is_refused() -> None:
     broken = clip_config()
-    broken["oracle_overrides"]["bert"]["hidden_size"] = 48
+    broken["oracle_overrides"] = {"bert": BERT | BERT_WIDTHS | {"hidden_size": 48}}
     with pytest.raises(ModelError, match="hidden_size must equal the text encoder's width"):
         build(broken)
