@@ -202,9 +202,8 @@ def test_a_wrong_number_of_image_tokens_is_refused_with_both_numbers(count: int)
 
 
 def test_image_tokens_that_do_not_follow_bos_are_refused() -> None:
-    network = lamed()
     with pytest.raises(ModelError, match="directly after BOS, got 8 there"):
-        network(volumes(), torch.tensor([[BOS, 8, IMAGE, IMAGE]]))
+        lamed()(volumes(), torch.tensor([[BOS, 8, IMAGE, IMAGE]]))
 
 
 def test_a_volume_of_another_size_is_refused_with_both_shapes() -> None:
@@ -303,9 +302,8 @@ def test_questions_on_a_cached_image_decode_as_whole_prompts_do(family: str) -> 
 
 
 def test_a_length_below_one_is_refused() -> None:
-    network = lamed()
     with pytest.raises(ModelError, match="max_new_tokens must be 1 or more"):
-        generate(network, None, torch.tensor([[BOS, 7]]), max_new_tokens=0)
+        generate(lamed(), None, torch.tensor([[BOS, 7]]), max_new_tokens=0)
 
 
 def test_phi3_looks_back_its_window_and_one() -> None:
@@ -411,11 +409,11 @@ def test_a_checkpoint_with_a_missing_foreign_or_misshapen_tensor_is_refused() ->
 
 
 def test_a_network_is_built_for_use_not_for_training() -> None:
-    network = lamed()
+    network = lamed(model_type="lamed_llama")
+    assert isinstance(network, LamedLlama)
     assert not network.training
-    load_state(network.train(), lamed().state_dict())
+    load_state(network.train(), network.state_dict())
     assert not network.training
-    assert isinstance(lamed(model_type="lamed_llama"), LamedLlama)
 
 
 def clip_config() -> dict[str, Any]:
