@@ -185,8 +185,8 @@ def _summary(uid: str, header: Dataset, count: int) -> SeriesSummary:
     )
 
 
-def _strings(value: object) -> tuple[str, ...]:
-    if value is None:
+def _strings(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - pydicom's str, MultiValue or None
+    if not value:
         return ()
     return (value,) if isinstance(value, str) else tuple(map(str, value))
 

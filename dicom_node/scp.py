@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE, Association, _config, evt
+from pynetdicom import AE, _config, evt
+from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
