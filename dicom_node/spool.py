@@ -176,7 +176,10 @@ class Spool:
 
 
 def _file_head(announced: Announced) -> bytes:
-    """Write preamble and File Meta Information (PS3.10 7.1); the data set stays as it is."""
+    """Write preamble and File Meta Information (PS3.10 7.1); the data set stays as it is.
+
+    Without the sender's title, so that the same instance from another sender is the same file.
+    """
     elements = b"".join(
         (
             _element(0x0001, b"OB", b"\x00\x01"),
@@ -185,7 +188,6 @@ def _file_head(announced: Announced) -> bytes:
             _element(0x0010, b"UI", announced.transfer_syntax_uid.encode()),
             _element(0x0012, b"UI", IMPLEMENTATION_UID.encode()),
             _element(0x0013, b"SH", IMPLEMENTATION_NAME.encode()),
-            _element(0x0016, b"AE", announced.calling_ae.encode("ascii", "replace")),
         )
     )
     return (
@@ -195,7 +197,7 @@ def _file_head(announced: Announced) -> bytes:
 
 def _element(number: int, vr: bytes, value: bytes) -> bytes:
     if len(value) % 2:
-        value += b" " if vr in {b"SH", b"AE"} else b"\x00"
+        value += b" " if vr == b"SH" else b"\x00"
     length = struct.pack("<HI", 0, len(value)) if vr == b"OB" else struct.pack("<H", len(value))
     return struct.pack("<HH", 0x0002, number) + vr + length + value
 
