@@ -1,0 +1,118 @@
+"""Text to token ids and back, as the released checkpoints were trained.
+
+Knows the sentencepiece model and the added tokens of a checkpoint's folder. The ids are those of
+the slow Llama tokenizer with ``legacy=False``: text after an added token gets no space of its own
+in front (m3d.md 1.4).
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from .errors import ModelError
+
+IMAGE, BOX_START, BOX_END, SEG = "<im_patch>", "<bx_start>", "<bx_end>", "[SEG]"
+ADDED = (IMAGE, BOX_START, BOX_END, SEG)
+UNKNOWN = "<unk>"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The words of one checkpoint: sentencepiece's, and those that were added to them."""
+
+    model: bytes
+    added: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return max([self._pieces.get_piece_size(), *(each + 1 for each in self.added.values())])
+
+    @property
+    def bos_id(self) -> int:
+        """The token that begins every prompt."""
+        return int(self._pieces.bos_id())
+
+    def encode(self, text: str) -> list[int]:
+        """Turn text into ids, without BOS; added tokens in it become their ids."""
+        ids: list[int] = []
+        for part in self._splitter.split(text):
+            ids.extend([self.added[part]] if part in self.added else self._encode(part))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into text; added tokens stay as they are written, BOS, EOS and pads vanish."""
+        names = {number: name for name, number in self.added.items()}
+        text, run = "", list[int]()
+        for each in ids:
+            if each in names:
+                text, run = text + self._decode(run) + names[each], []
+            elif not self._pieces.is_control(each):
+                run.append(each)
+        return text + self._decode(run)
+
+    def reserved(self, text: str) -> list[str]:
+        """Find the tokens in a text that only the program may write."""
+        controls = ("<s>", "</s>", UNKNOWN, *self.added)
+        return [each for each in controls if each in text]
+
+    @cached_property
+    def _pieces(self) -> sentencepiece.SentencePieceProcessor:
+        proto = sentencepiece_model_pb2.ModelProto()
+        proto.ParseFromString(self.model)
+        proto.normalizer_spec.add_dummy_prefix = False
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(proto.SerializeToString())
+        return processor
+
+    @cached_property
+    def _splitter(self) -> re.Pattern[str]:
+        longest_first = sorted(self.added, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    def _encode(self, text: str) -> list[int]:
+        if not text.startswith((" ", "\u2581")):
+            return list(self._pieces.encode(text))
+        # sentencepiece drops leading spaces; behind another word they stay.
+        shield = len(self._pieces.encode(UNKNOWN))
+        return list(self._pieces.encode(UNKNOWN + text))[shield:]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._pieces.decode(ids)) if ids else ""
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Read ``tokenizer.model`` and the added tokens beside it.
+
+    Raises
+    ------
+    ModelError
+        A file is missing or is not what its name says, or a token of M3D is missing.
+    """
+    path = folder / "tokenizer.model"
+    try:
+        tokenizer = Tokenizer(path.read_bytes(), _added(folder))
+        tokenizer.encode("x")
+    except FileNotFoundError as error:
+        raise ModelError(f"{error.filename} is missing") from error
+    except Exception as error:  # sentencepiece and protobuf raise classes of their own
+        raise ModelError(f"{path} is no sentencepiece model: {error}") from error
+    missing = [each for each in ADDED if each not in tokenizer.added]
+    if missing:
+        raise ModelError(
+            f"{folder / 'added_tokens.json'}: expected {', '.join(missing)}, not there"
+        )
+    return tokenizer
+
+
+def _added(folder: Path) -> dict[str, int]:
+    path = folder / "added_tokens.json"
+    try:
+        added = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): int(number) for name, number in added.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path} is no table of tokens: {error}") from error
