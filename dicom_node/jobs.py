@@ -6,12 +6,12 @@ the job; a job that was begun too often has failed. Each step and its event are 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, or_, select, true, update
 
 from . import tables
 from .errors import Mismatch
@@ -22,6 +22,7 @@ from .transaction import Transaction
 __all__ = ["Job", "Jobs", "State"]
 
 _table = tables.jobs
+_ANEW = {"state": "queued", "reason": "", "attempts": 0, "worker": "", "finished_at": None}
 
 
 class State(StrEnum):
@@ -49,39 +50,65 @@ class Jobs:
         *,
         model_digest: str,
         series: Sequence[Mapping[str, Any]],
+        seen: int | None = None,
     ) -> Job:
         """Add a job, or find the one that has the same key; the study is queued.
 
         The key is made of the study, the set of its SOP Instance UIDs, the protocol and the
-        digest of the model: the same question about the same images is asked once. A job still
-        waiting for an earlier set of images is superseded.
+        digest of the model: the same question about the same images is asked once. Images that
+        were replaced under their UIDs are not the same. A job that has failed is queued again; one
+        that waits for an earlier set of images is superseded.
+
+        Parameters
+        ----------
+        seen
+            `Study.arrivals` when the images were looked at: if more came since, the study is open
+            again at once. None: nobody looked.
         """
         instances = sorted(set(sop_uids))
-        key = _key(study_uid, *instances, protocol, model_digest)
         with self._ledger.transaction() as transaction:
+            replaced = _replaced(transaction, study_uid, instances)
+            key = _key(study_uid, *instances, protocol, model_digest, *replaced)
             found = _find(transaction, key)
+            transaction.appoint(study_uid, key)
             if found is None:
-                self._supersede(transaction, study_uid, protocol, key)
+                _supersede(transaction, study_uid, key, _table.c.protocol == protocol)
                 values = {"state": State.QUEUED, "sop_uids": json.dumps(instances)}
                 _add(transaction, key, study_uid, protocol, series, values)
                 transaction.event("job.queued", study_uid=study_uid, job_id=key, protocol=protocol)
-                transaction.advance_study(study_uid, ("receiving", "rejected", "failed"), "queued")
+                transaction.set_study_state(study_uid, "queued")
+            elif found.state in {State.FAILED, State.REJECTED}:
+                _set(transaction, key, **_ANEW)
+                transaction.event("job.requeued", study_uid=study_uid, job_id=key)
+                transaction.set_study_state(study_uid, "queued")
             else:
                 transaction.event("job.known", study_uid=study_uid, job_id=key, state=found.state)
                 _restore_study(transaction, found)
+            transaction.reopen_if_overtaken(study_uid, seen)
             return _get(transaction, key)
 
     def reject(
-        self, study_uid: str, reason: str, *, series: Sequence[Mapping[str, Any]] = ()
+        self,
+        study_uid: str,
+        reason: str,
+        *,
+        series: Sequence[Mapping[str, Any]] = (),
+        seen: int | None = None,
     ) -> Job:
-        """Add a job that is refused from the start, so that the reason stands where one looks."""
+        """Add a job that is refused from the start, so that the reason stands where one looks.
+
+        `seen` is as for `enqueue`.
+        """
         with self._ledger.transaction() as transaction:
-            key = _key(study_uid, reason, to_text(transaction.now))
             now = to_text(transaction.now)
+            key = _key(study_uid, reason, now)
+            transaction.appoint(study_uid, key)
+            _supersede(transaction, study_uid, key, true())
             values = {"state": State.REJECTED, "reason": reason, "finished_at": now}
             _add(transaction, key, study_uid, "", series, values | {"sop_uids": "[]"})
             transaction.event("job.rejected", study_uid=study_uid, job_id=key, reason=reason)
             transaction.set_study_state(study_uid, "rejected", reason)
+            transaction.reopen_if_overtaken(study_uid, seen)
             return _get(transaction, key)
 
     def claim(self, worker: str, lease_s: float) -> Job | None:
@@ -93,7 +120,7 @@ class Jobs:
                     return None
                 if job.attempts >= self._maximum_attempts:
                     reason = job.reason or "its worker fell silent"
-                    self._end(transaction, job, State.FAILED, f"{job.attempts} attempts: {reason}")
+                    _end(transaction, job, State.FAILED, f"{job.attempts} attempts: {reason}")
                     continue
                 return self._lease(transaction, job, worker, lease_s)
 
@@ -113,7 +140,7 @@ class Jobs:
             The job is not held by this worker any more.
         """
         with self._ledger.transaction() as transaction:
-            self._end(transaction, _need(transaction, job_id, worker), state, reason)
+            _end(transaction, _need(transaction, job_id, worker), state, reason)
 
     def release(self, job_id: str, worker: str, reason: str) -> None:
         """Put a job back into the queue; its attempts are used up in the end.
@@ -126,18 +153,17 @@ class Jobs:
         with self._ledger.transaction() as transaction:
             job = _need(transaction, job_id, worker)
             if job.attempts >= self._maximum_attempts:
-                self._end(transaction, job, State.FAILED, f"{job.attempts} attempts: {reason}")
+                _end(transaction, job, State.FAILED, f"{job.attempts} attempts: {reason}")
                 return
             _set(
                 transaction, job_id, state=State.QUEUED, worker="", lease_until=None, reason=reason
             )
             transaction.event("job.released", study_uid=job.study_uid, job_id=job_id, reason=reason)
-            transaction.advance_study(job.study_uid, ("processing",), "queued")
+            transaction.advance_for(job_id, ("processing",), "queued")
 
     def get(self, job_id: str) -> Job | None:
         """Find a job; None if there is none with this key."""
-        with self._ledger.transaction() as transaction:
-            return _find(transaction, job_id)
+        return self._ledger.job(job_id)
 
     def for_study(self, study_uid: str) -> list[Job]:
         """List the jobs of a study, the oldest first."""
@@ -160,31 +186,38 @@ class Jobs:
             worker=worker,
             attempt=job.attempts + 1,
         )
-        transaction.advance_study(job.study_uid, ("queued",), "processing")
+        transaction.advance_for(job.id, ("queued",), "processing")
         return _get(transaction, job.id)
 
-    def _end(self, transaction: Transaction, job: Job, state: State, reason: str) -> None:
-        finished_at = to_text(transaction.now)
-        _set(
-            transaction,
-            job.id,
-            state=state,
-            reason=reason,
-            lease_until=None,
-            finished_at=finished_at,
-        )
-        transaction.event(f"job.{state}", study_uid=job.study_uid, job_id=job.id, reason=reason)
-        if state in {State.FAILED, State.REJECTED}:
-            transaction.advance_study(job.study_uid, ("queued", "processing"), str(state), reason)
 
-    def _supersede(self, transaction: Transaction, study_uid: str, protocol: str, key: str) -> None:
-        waiting = select(_table).where(
-            _table.c.study_uid == study_uid,
-            _table.c.protocol == protocol,
-            _table.c.state == State.QUEUED,
-        )
-        for row in transaction.connection.execute(waiting).all():
-            self._end(transaction, to_job(row), State.REJECTED, f"superseded by job {key}")
+def _end(transaction: Transaction, job: Job, state: State, reason: str, kind: str = "") -> None:
+    finished_at = to_text(transaction.now)
+    _set(transaction, job.id, state=state, reason=reason, lease_until=None, finished_at=finished_at)
+    transaction.event(kind or f"job.{state}", study_uid=job.study_uid, job_id=job.id, reason=reason)
+    if state in {State.FAILED, State.REJECTED}:
+        transaction.advance_for(job.id, ("queued", "processing"), str(state), reason)
+
+
+def _supersede(
+    transaction: Transaction, study_uid: str, key: str, which: ColumnElement[bool]
+) -> None:
+    """End the jobs of a study that wait, also those whose worker fell silent."""
+    waiting = select(_table).where(_table.c.study_uid == study_uid, which, _claimable(transaction))
+    for row in transaction.connection.execute(waiting).all():
+        reason = f"superseded by job {key}"
+        _end(transaction, to_job(row), State.REJECTED, reason, "job.superseded")
+
+
+def _replaced(
+    transaction: Transaction, study_uid: str, instances: Collection[str]
+) -> tuple[str, ...]:
+    """Count the earlier versions of these instances; nothing if there are none."""
+    table = tables.instances.c
+    earlier = transaction.connection.scalars(
+        select(table.sop_uid).where(table.study_uid == study_uid, table.superseded)
+    )
+    count = len([each for each in earlier if each in set(instances)])
+    return (str(count),) if count else ()
 
 
 def _key(*parts: str) -> str:
@@ -225,14 +258,15 @@ def _get(transaction: Transaction, job_id: str) -> Job:
 
 
 def _waiting(transaction: Transaction) -> Job | None:
-    silent = and_(_table.c.state == State.RUNNING, _table.c.lease_until < to_text(transaction.now))
     row = transaction.connection.execute(
-        select(_table)
-        .where(or_(_table.c.state == State.QUEUED, silent))
-        .order_by(_table.c.created_at)
-        .limit(1)
+        select(_table).where(_claimable(transaction)).order_by(_table.c.created_at).limit(1)
     ).one_or_none()
     return None if row is None else to_job(row)
+
+
+def _claimable(transaction: Transaction) -> ColumnElement[bool]:
+    silent = and_(_table.c.state == State.RUNNING, _table.c.lease_until < to_text(transaction.now))
+    return or_(_table.c.state == State.QUEUED, silent)
 
 
 def _held(job_id: str, worker: str) -> ColumnElement[bool]:
@@ -254,6 +288,6 @@ def _restore_study(transaction: Transaction, job: Job) -> None:
         transaction.advance_study(job.study_uid, ("queued",), "processing")
     elif job.state == State.DONE:
         transaction.advance_study(job.study_uid, ("receiving",), "delivering")
-        transaction.end_deliveries(job.study_uid, job.id)
+        transaction.end_deliveries(job.id)
     else:
-        transaction.advance_study(job.study_uid, ("receiving",), job.state, job.reason)
+        transaction.advance_study(job.study_uid, ("receiving",), "queued")

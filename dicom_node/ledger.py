@@ -31,10 +31,10 @@ from sqlalchemy import (
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from . import chain, tables
-from .errors import Mismatch, Unavailable
+from .errors import Mismatch, OutOfResources, Unavailable
 from .instance import Instance
 from .records import (
     Delivery,
@@ -54,16 +54,20 @@ from .records import (
 )
 from .transaction import Transaction
 
+__all__ = ["Delivery", "Event", "Job", "Ledger", "Result", "Study", "Transaction"]
+
 BUSY_S = 30.0
 
 
 class Ledger:
-    """The ledger in one SQLite file; made if it is not there.
+    """The ledger in one SQLite file; made if it is not there. Threads and processes may share it.
 
     Raises
     ------
     Unavailable
-        The file cannot be opened or made.
+        The file cannot be opened or made; any method, when another holds it for 30 s.
+    OutOfResources
+        Any method that writes, when the disk is full: nothing of it has been written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +81,7 @@ class Ledger:
                 tables.METADATA.create_all(transaction.connection)
                 for trigger in tables.TRIGGERS:
                     transaction.connection.execute(text(trigger))
-        except (OSError, OperationalError) as error:
+        except (OSError, DatabaseError) as error:
             raise Unavailable(f"cannot open the ledger {path}: {error}") from error
 
     def __enter__(self) -> Self:
@@ -97,8 +101,8 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Write: the only writer from its first statement on; committed at the end."""
-        with self._engine.connect() as connection, connection.begin():
+        """Write: the only writer from its first statement on; committed at the end, or nothing."""
+        with _refusals(), self._engine.connect() as connection, connection.begin():
             connection.execute(text("BEGIN IMMEDIATE"))
             yield Transaction(connection)
 
@@ -191,17 +195,20 @@ class Ledger:
                 model=summary.get("model"),
             )
             state = "delivering" if destinations else "done"
-            transaction.advance_study(study_uid, ("processing",), state)
+            transaction.advance_for(job_id, ("processing",), state)
 
     def record_delivery(
         self, delivery_id: int, state: str, *, detail: str = "", next_at: datetime | None = None
     ) -> None:
-        """Remember an attempt: ``sent``, ``failed`` for good, or ``pending`` until `next_at`."""
+        """Remember an attempt: ``sent``, ``failed`` for good, or ``pending`` until `next_at`.
+
+        What has ended stays as it ended, whatever a second courier has to say.
+        """
         table = tables.deliveries
         with self.transaction() as transaction:
             row = transaction.connection.execute(
                 update(table)
-                .where(table.c.id == delivery_id)
+                .where(table.c.id == delivery_id, table.c.state == "pending")
                 .values(
                     state=state,
                     detail=detail,
@@ -209,7 +216,9 @@ class Ledger:
                     next_at=to_text(next_at or transaction.now),
                 )
                 .returning(table)
-            ).one()
+            ).one_or_none()
+            if row is None:
+                return
             transaction.event(
                 {"pending": "delivery.retry"}.get(state, f"delivery.{state}"),
                 study_uid=row.study_uid,
@@ -218,9 +227,9 @@ class Ledger:
                 attempt=row.attempts,
                 detail=detail,
             )
-            transaction.end_deliveries(row.study_uid, row.job_id)
+            transaction.end_deliveries(row.job_id)
 
-    def issue_token(self, purpose: str, *, lifetime_s: float) -> str:
+    def issue_token(self, purpose: str, *, lifetime_s: float = 3600.0) -> str:
         """Make a token; only its digest is kept."""
         token = secrets.token_urlsafe(32)
         with self.transaction() as transaction:
@@ -307,6 +316,11 @@ class Ledger:
         wanted = select(table).where(table.c.study_uid == study_uid).order_by(table.c.created_at)
         return [to_job(row) for row in self._rows(wanted)]
 
+    def job(self, job_id: str) -> Job | None:
+        """Find one job; None if there is none with this key."""
+        wanted = select(tables.jobs).where(tables.jobs.c.id == job_id)
+        return next((to_job(row) for row in self._rows(wanted)), None)
+
     def results(self, job_id: str) -> list[Result]:
         """List what a job made, in the order in which it is to be sent."""
         table = tables.results
@@ -373,6 +387,16 @@ class Ledger:
     def _rows(self, wanted: Select[Any]) -> Sequence[Row[Any]]:
         with self._engine.connect() as connection:
             return connection.execute(wanted).all()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Say a refusal of the database in the node's words: the peer is told to try again."""
+    try:
+        yield
+    except OperationalError as error:
+        kind = OutOfResources if "full" in str(error.orig) else Unavailable
+        raise kind(f"the ledger cannot be written: {error.orig}") from error
 
 
 @contextmanager

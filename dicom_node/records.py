@@ -33,6 +33,8 @@ class Study:
     first_at: datetime
     last_at: datetime
     complete_requested: bool
+    opened_at: datetime  # when the present reception began
+    arrivals: int  # instances ever recorded: tells whether more came since one looked
 
 
 @dataclass(frozen=True)
@@ -120,28 +122,24 @@ def to_job(row: Row[Any]) -> Job:
 
 def select_studies() -> Select[Any]:
     """Select studies with the count and the modalities of their current instances."""
-    counted = (
-        select(
-            tables.instances.c.study_uid,
-            func.count().label("instance_count"),
-            func.group_concat(tables.instances.c.modality.distinct()).label("modalities"),
-        )
-        .where(tables.instances.c.superseded.is_(False))
-        .group_by(tables.instances.c.study_uid)
-        .subquery()
-    )
-    return select(tables.studies, counted.c.instance_count, counted.c.modalities).outerjoin(
-        counted, counted.c.study_uid == tables.studies.c.study_uid
+    table = tables.instances.c
+    current = (table.study_uid == tables.studies.c.study_uid) & table.superseded.is_(False)
+    # Counted for each study that is asked for, by index: not for all of them at every poll.
+    count = select(func.count()).where(current).scalar_subquery()
+    modalities = select(func.group_concat(table.modality.distinct())).where(current)
+    return select(
+        tables.studies,
+        count.label("instance_count"),
+        modalities.scalar_subquery().label("modalities"),
     )
 
 
 def to_study(row: Row[Any]) -> Study:
     """Read a row of `select_studies`."""
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
-    del values["opened_at"]
-    values["first_at"] = datetime.fromisoformat(values["first_at"])
-    values["last_at"] = datetime.fromisoformat(values["last_at"])
-    values["instance_count"] = values["instance_count"] or 0
+    del values["job_id"]
+    for name in ("opened_at", "first_at", "last_at"):
+        values[name] = datetime.fromisoformat(values[name])
     values["modalities"] = tuple(sorted(filter(None, (values["modalities"] or "").split(","))))
     return Study(**values)
 

@@ -31,9 +31,12 @@ studies = Table(
     Column("study_description", String, nullable=False),
     Column("complete_requested", Boolean, nullable=False, default=False),
     Column("opened_at", String, nullable=False),  # when the present reception began
+    Column("arrivals", Integer, nullable=False),  # instances ever recorded
+    Column("job_id", String),  # the job that speaks for the study; None: there was none yet
     Column("first_at", String, nullable=False),
     Column("last_at", String, nullable=False),
     Index("studies_by_state", "state", "last_at"),
+    Index("studies_by_time", "last_at"),
 )
 
 instances = Table(
@@ -125,8 +128,15 @@ tokens = Table(
     Column("used_at", String),
 )
 
+_REFUSED = {
+    "update": "UPDATE ON events",
+    "delete": "DELETE ON events",
+    # REPLACE removes a row without asking the trigger on DELETE (sqlite.org/lang_conflict.html).
+    "replace": "INSERT ON events WHEN NEW.seq IS NOT"
+    " (SELECT coalesce(max(seq), 0) + 1 FROM events)",
+}
 TRIGGERS = tuple(
-    f"CREATE TRIGGER IF NOT EXISTS events_refuse_{verb.lower()} BEFORE {verb} ON events"
+    f"CREATE TRIGGER IF NOT EXISTS events_refuse_{name} BEFORE {what}"
     " BEGIN SELECT RAISE(ABORT, 'events are append-only'); END"
-    for verb in ("UPDATE", "DELETE")
+    for name, what in _REFUSED.items()
 )

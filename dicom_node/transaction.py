@@ -6,7 +6,7 @@ Knows the tables and which state may follow which. Nothing here commits: `Ledger
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from . import chain, tables
@@ -75,6 +75,38 @@ class Transaction:
         if now in before:
             self.set_study_state(study_uid, state, reason)
 
+    def advance_for(self, job_id: str, before: Sequence[str], state: str, reason: str = "") -> None:
+        """Move on the study that a job speaks for; a job that a newer one followed moves none."""
+        study_uid = self.connection.scalar(
+            select(tables.studies.c.study_uid).where(tables.studies.c.job_id == job_id)
+        )
+        if study_uid is not None:
+            self.advance_study(study_uid, before, state, reason)
+
+    def appoint(self, study_uid: str, job_id: str) -> None:
+        """Let a job speak for its study from now on: the newest does.
+
+        Raises
+        ------
+        Mismatch
+            There is no such study.
+        """
+        table = tables.studies
+        found = self.connection.execute(
+            update(table).where(table.c.study_uid == study_uid).values(job_id=job_id)
+        )
+        if not found.rowcount:
+            raise Mismatch(f"no study is known as {study_uid!r}")
+
+    def reopen_if_overtaken(self, study_uid: str, seen: int | None) -> None:
+        """Open a study again if more came since `seen` arrivals; None: nobody looked."""
+        table = tables.studies.c
+        arrivals = self.connection.scalar(
+            select(table.arrivals).where(table.study_uid == study_uid)
+        )
+        if seen is not None and arrivals != seen:
+            self._reopen(study_uid, to_text(self.now))
+
     def record_study(self, instance: Instance) -> None:
         """Remember the study of an instance; one that was past reception is open again."""
         received_at = to_text(instance.received_at)
@@ -94,6 +126,7 @@ class Transaction:
             .values(
                 **values,
                 state="receiving",
+                arrivals=1,
                 opened_at=received_at,
                 first_at=received_at,
                 last_at=received_at,
@@ -103,10 +136,11 @@ class Transaction:
         if made.rowcount:
             self.event("study.opened", study_uid=instance.study_uid)
             return
+        table = tables.studies
         self.connection.execute(
-            update(tables.studies)
-            .where(tables.studies.c.study_uid == instance.study_uid)
-            .values(last_at=received_at)
+            update(table)
+            .where(table.c.study_uid == instance.study_uid)
+            .values(last_at=func.max(table.c.last_at, received_at), arrivals=table.c.arrivals + 1)
         )
         self._reopen(instance.study_uid, received_at)
 
@@ -140,21 +174,15 @@ class Transaction:
             )
         )
 
-    def end_deliveries(self, study_uid: str, job_id: str) -> None:
-        """Move the study on when the last delivery of its newest job has ended."""
+    def end_deliveries(self, job_id: str) -> None:
+        """Move the study on when the last delivery of the job that speaks for it has ended."""
         table = tables.deliveries
         rows = self.connection.execute(select(table).where(table.c.job_id == job_id)).all()
-        newest = self.connection.scalar(
-            select(tables.jobs.c.id)
-            .where(tables.jobs.c.study_uid == study_uid)
-            .order_by(tables.jobs.c.created_at.desc())
-            .limit(1)
-        )
-        if newest != job_id or any(row.state == "pending" for row in rows):
+        if any(row.state == "pending" for row in rows):
             return
         failed = [f"{row.destination}: {row.detail}" for row in rows if row.state == "failed"]
-        self.advance_study(
-            study_uid,
+        self.advance_for(
+            job_id,
             ("delivering",),
             "failed" if failed else "done",
             f"not delivered to {'; '.join(failed)}" if failed else "",

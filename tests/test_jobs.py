@@ -1,5 +1,7 @@
+import multiprocessing
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,12 @@ def kinds(ledger: Ledger) -> list[str]:
     return [each.kind for each in ledger.events()]
 
 
+def finish(ledger: Ledger, jobs: Jobs, job: Job) -> None:
+    assert jobs.claim("w", 60).id == job.id
+    ledger.record_results(job.id, [], [], {})
+    jobs.finish(job.id, "w", State.DONE)
+
+
 def test_a_job_goes_from_the_queue_to_its_end(ledger: Ledger, jobs: Jobs) -> None:
     job = enqueue(jobs)
     assert (job.state, ledger.study(STUDY).state) == (State.QUEUED, "queued")
@@ -58,6 +66,84 @@ def test_more_images_supersede_a_job_that_still_waits(jobs: Jobs) -> None:
     assert jobs.get(first.id).state == State.REJECTED
     assert second.id in jobs.get(first.id).reason
     assert jobs.claim("w", 60).id == second.id
+
+
+def test_a_superseded_job_leaves_its_study_alone(ledger: Ledger, jobs: Jobs) -> None:
+    enqueue(jobs, "1")
+    enqueue(jobs, "1", "2")
+    assert "job.superseded" in kinds(ledger)
+    assert [each.data["state"] for each in ledger.events() if each.kind == "study.state"] == [
+        "queued"
+    ]
+
+
+def test_more_images_supersede_a_job_whose_worker_fell_silent(jobs: Jobs) -> None:
+    first = enqueue(jobs, "1")
+    jobs.claim("silent", -1)
+    second = enqueue(jobs, "1", "2")
+    assert jobs.get(first.id).state == State.REJECTED
+    assert jobs.claim("w", 60).id == second.id
+    assert jobs.claim("w", 60) is None
+
+
+def test_images_replaced_under_their_uids_are_another_question(ledger: Ledger, jobs: Jobs) -> None:
+    first = enqueue(jobs, instance().sop_uid)
+    finish(ledger, jobs, first)
+    ledger.record_instance(replace(instance(), path=Path("/spool/new.dcm"), sha256="2" * 64))
+    second = enqueue(jobs, instance().sop_uid)
+    assert (second.id != first.id, second.state) == (True, State.QUEUED)
+    assert enqueue(jobs, instance().sop_uid).id == second.id
+
+
+def test_a_failed_job_is_queued_again_when_it_is_asked_for_again(
+    ledger: Ledger, jobs: Jobs
+) -> None:
+    job = enqueue(jobs)
+    jobs.claim("w", 60)
+    jobs.finish(job.id, "w", State.FAILED, "the model was missing")
+    again = enqueue(jobs)
+    assert (again.id, again.state, again.attempts) == (job.id, State.QUEUED, 0)
+    assert ledger.study(STUDY).state == "queued"
+    assert kinds(ledger).count("job.requeued") == 1
+    finish(ledger, jobs, job)
+    assert ledger.study(STUDY).state == "done"
+
+
+def test_an_older_job_that_fails_does_not_fail_a_study_with_a_newer_one(
+    ledger: Ledger, jobs: Jobs
+) -> None:
+    first = enqueue(jobs, "1")
+    jobs.claim("slow", 60)
+    ledger.record_instance(instance(2))
+    second = enqueue(jobs, "1", "2")
+    jobs.finish(first.id, "slow", State.FAILED, "no good")
+    assert ledger.study(STUDY).state == "queued"
+    finish(ledger, jobs, second)
+    assert ledger.study(STUDY).state == "done"
+
+
+def test_images_that_come_between_look_and_queue_keep_the_study_open(
+    ledger: Ledger, jobs: Jobs
+) -> None:
+    seen = ledger.study(STUDY).arrivals
+    ledger.record_instance(instance(2))
+    jobs.enqueue(STUDY, "ct_chest", ["1"], model_digest="m", series=[], seen=seen)
+    assert ledger.study(STUDY).state == "receiving"
+    jobs.reject(STUDY, "nothing fits", seen=seen)
+    assert ledger.study(STUDY).state == "receiving"
+    jobs.reject(STUDY, "nothing fits", seen=seen + 1)
+    assert ledger.study(STUDY).state == "rejected"
+
+
+def test_a_refused_study_leaves_no_earlier_job_waiting(jobs: Jobs) -> None:
+    enqueue(jobs)
+    jobs.reject(STUDY, "nothing fits")
+    assert jobs.claim("w", 60) is None
+
+
+def test_a_job_of_an_unknown_study_is_refused(jobs: Jobs) -> None:
+    with pytest.raises(Mismatch, match=r"no study is known as '7\.7'"):
+        jobs.enqueue("7.7", "ct_chest", ["1"], model_digest="m", series=[])
 
 
 def test_a_silent_worker_loses_its_job(ledger: Ledger, jobs: Jobs) -> None:
@@ -135,3 +221,31 @@ def test_two_workers_never_hold_one_job(jobs: Jobs) -> None:
     for each in threads:
         each.join()
     assert len(taken) == len(set(taken)) == 20
+
+
+def _take_all(path: Path, name: str, taken: "multiprocessing.SimpleQueue[str]") -> None:
+    with Ledger(path) as ledger:
+        jobs = Jobs(ledger)
+        while job := jobs.claim(name, 60):
+            taken.put(job.id)
+            jobs.finish(job.id, name, State.DONE)
+
+
+def test_two_worker_processes_never_hold_one_job(ledger: Ledger, jobs: Jobs) -> None:
+    for number in range(30):
+        jobs.enqueue(STUDY, f"p{number}", ["1"], model_digest="m", series=[])
+    context = multiprocessing.get_context("spawn")
+    taken = context.SimpleQueue()
+    workers = [
+        context.Process(target=_take_all, args=(ledger.path, str(n), taken)) for n in range(3)
+    ]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join()
+    assert sorted(taken.get() for _ in range(30)) == sorted(
+        each.id for each in jobs.for_study(STUDY)
+    )
+    assert taken.empty()
+    assert ledger.verify() == len(ledger.events())
+    assert {each.attempts for each in jobs.for_study(STUDY)} == {1}

@@ -6,17 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from dicom_node.errors import LedgerBroken, Mismatch, Unavailable
+from dicom_node import ledger as ledger_module
+from dicom_node.errors import LedgerBroken, Mismatch, OutOfResources, Unavailable
 from dicom_node.instance import Instance
 from dicom_node.jobs import Jobs, State
-from dicom_node.ledger import Ledger
-from dicom_node.records import Result
+from dicom_node.ledger import Ledger, Result
 
 STUDY = "1.2.3"
 PEER = "PACS@127.0.0.1:104"
@@ -67,8 +68,6 @@ def test_an_instance_opens_its_study(ledger: Ledger) -> None:
 
 
 def test_a_later_version_of_an_instance_is_the_current_one(ledger: Ledger) -> None:
-    from dataclasses import replace
-
     ledger.record_instance(instance())
     later = replace(instance(), path=Path("/spool/other.dcm"), sha256="2" * 64)
     ledger.record_instance(later, kind="instance.superseded")
@@ -121,6 +120,52 @@ def test_a_study_is_done_when_every_destination_has_its_results(ledger: Ledger) 
     ]
 
 
+def test_what_has_ended_stays_as_it_ended(ledger: Ledger) -> None:
+    job = job_with_results(ledger, PEER)
+    (delivery,) = ledger.due_deliveries()
+    ledger.record_delivery(delivery.id, "sent")
+    head = ledger.head()
+    ledger.record_delivery(delivery.id, "failed", detail="a second courier")
+    assert [each.state for each in ledger.deliveries(job)] == ["sent"]
+    assert (ledger.study(STUDY).state, ledger.head()) == ("done", head)
+
+
+def test_a_study_without_destinations_is_done_with_its_results(ledger: Ledger) -> None:
+    job_with_results(ledger)
+    assert ledger.study(STUDY).state == "done"
+
+
+def test_an_earlier_delivery_does_not_end_a_study_that_has_a_newer_job(ledger: Ledger) -> None:
+    job_with_results(ledger, PEER)
+    ledger.record_instance(instance(2))
+    sop_uids = [each.sop_uid for each in ledger.instances(STUDY)]
+    Jobs(ledger).enqueue(STUDY, "ct_chest", sop_uids, model_digest="m", series=[])
+    ledger.record_delivery(ledger.due_deliveries()[0].id, "failed", detail="refused")
+    assert ledger.study(STUDY).state == "queued"
+
+
+def test_times_come_back_as_utc_to_the_microsecond(ledger: Ledger) -> None:
+    local = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=timezone(timedelta(hours=3)))
+    ledger.record_instance(instance(at=local))
+    study = ledger.study(STUDY)
+    assert study.first_at == study.last_at == local
+    assert study.first_at.tzinfo == UTC
+    earlier = local - timedelta(seconds=5)  # stored by a slower thread
+    ledger.record_instance(instance(2, at=earlier))
+    assert (ledger.study(STUDY).last_at, ledger.study(STUDY).arrivals) == (local, 2)
+
+
+def test_a_study_names_its_modalities_and_counts_current_instances(ledger: Ledger) -> None:
+    ledger.record_instance(instance())
+    ledger.record_instance(replace(instance(2), modality="SR"))
+    ledger.record_instance(replace(instance(), path=Path("/spool/new.dcm")))
+    ledger.record_instance(instance(study="7.7"))
+    study = ledger.study(STUDY)
+    assert (study.modalities, study.instance_count, study.arrivals) == (("CT", "SR"), 2, 3)
+    newest, older = ledger.studies()
+    assert (newest.study_uid, older.study_uid) == ("7.7", STUDY)
+
+
 def test_results_recorded_twice_are_there_once(ledger: Ledger) -> None:
     job = job_with_results(ledger, PEER)
     results = ledger.results(job)
@@ -139,7 +184,12 @@ def test_search_takes_wildcards_for_what_they_are(ledger: Ledger) -> None:
 def test_the_database_refuses_to_change_or_remove_an_event(ledger: Ledger) -> None:
     ledger.event("a")
     with sqlite3.connect(ledger.path) as raw:
-        for verb in ("UPDATE events SET kind = 'b'", "DELETE FROM events"):
+        again = "REPLACE INTO events SELECT seq, at, 'b', null, null, data, previous, digest"
+        for verb in (
+            "UPDATE events SET kind = 'b'",
+            "DELETE FROM events",
+            f"{again} FROM events",
+        ):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 raw.execute(verb)
     raw.close()
@@ -152,6 +202,11 @@ def test_the_database_refuses_to_change_or_remove_an_event(ledger: Ledger) -> No
         ("UPDATE events SET data = '{\"n\":9}' WHERE seq = 2", "event 2 was changed"),
         ("DELETE FROM events WHERE seq = 3", "event 3 is missing"),
         ("UPDATE events SET previous = digest WHERE seq = 4", "event 4 does not follow"),
+        ("UPDATE events SET digest = previous WHERE seq = 5", "event 5 was changed"),
+        ("UPDATE events SET at = null WHERE seq = 1", "event 1 was changed"),
+        ("DELETE FROM events WHERE seq = 1", "event 1 is missing"),
+        ("UPDATE events SET seq = 9 WHERE seq = 5", "event 5 is missing"),
+        ("UPDATE events SET job_id = 'x' WHERE seq IN (2, 4)", "event 2 was changed"),
     ],
 )
 def test_verify_finds_what_was_changed_past_the_triggers(
@@ -176,7 +231,24 @@ def test_verify_finds_a_cut_off_end_with_the_head_noted(ledger: Ledger) -> None:
         ledger.verify(head)
 
 
+def test_verify_finds_a_chain_forged_anew_with_the_head_noted(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    ledger.event("told")
+    with Ledger(tmp_path / "forged.sqlite") as forged:
+        forged.event("untold")
+        assert forged.verify() == 1
+        with pytest.raises(LedgerBroken, match="event 1 is not the one"):
+            forged.verify(ledger.head())
+
+
 def tamper(path: Path, statement: str) -> None:
+    raw = sqlite3.connect(path)
+    raw.execute("PRAGMA ignore_check_constraints = 1")
+    raw.execute("PRAGMA writable_schema = 1")
+    raw.execute("UPDATE sqlite_schema SET sql = replace(sql, 'NOT NULL', '')")
+    raw.commit()
+    raw.close()
     raw = sqlite3.connect(path)
     for verb in ("update", "delete"):
         raw.execute(f"DROP TRIGGER events_refuse_{verb}")
@@ -192,6 +264,39 @@ def test_what_fails_in_a_transaction_leaves_nothing(ledger: Ledger) -> None:
         transaction.event("half")
         transaction.record_instance(instance())
     assert ledger.head() == before
+
+
+def test_a_full_disk_writes_nothing_and_says_so(ledger: Ledger) -> None:
+    ledger.record_instance(instance())
+    with ledger.transaction() as transaction:
+        pages = transaction.connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        transaction.connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    before, text = ledger.head(), "x" * 100_000
+    with pytest.raises(OutOfResources, match="full"):
+        ledger.event("long", text=text)
+    assert ledger.head() == before
+    assert ledger.verify() == before[0]
+
+
+def test_a_ledger_that_another_holds_for_too_long_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "BUSY_S", 0.1)
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        holder = sqlite3.connect(opened.path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable, match="locked"):
+            opened.event("a")
+        holder.close()
+        opened.event("b")
+        assert opened.verify() == 1
+
+
+def test_what_is_committed_is_synchronized_to_the_disk(ledger: Ledger) -> None:
+    with ledger.transaction() as transaction:
+        for pragma, value in (("synchronous", 2), ("foreign_keys", 1), ("journal_mode", "wal")):
+            found = transaction.connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one()
+            assert found == value, pragma
 
 
 def _write_events(path: Path, name: str) -> None:
@@ -210,6 +315,8 @@ def test_several_processes_write_one_chain(tmp_path: Path) -> None:
         writer.join()
     with Ledger(path) as ledger:
         assert ledger.verify() == 200
+        told = {(each.data["writer"], each.data["n"]) for each in ledger.events()}
+        assert told == {(str(name), number) for name in range(4) for number in range(50)}
 
 
 def test_a_killed_writer_leaves_a_whole_chain(tmp_path: Path) -> None:
