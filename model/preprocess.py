@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.transforms import Resize
+from monai.transforms.spatial.array import Resize
 from monai.transforms.utils import generate_spatial_bounding_box
 from numpy.typing import NDArray
 from torch import Tensor
@@ -99,8 +99,8 @@ def prepare(
     scaled = _scale(_checked(voxels), *_range(voxels, window, percentiles))
     start, stop = generate_spatial_bounding_box(scaled[None], allow_smaller=True)
     box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    resized = Resize(grid, mode="trilinear")(scaled[None][(slice(None), *box)])
-    image = torch.as_tensor(np.asarray(resized), dtype=torch.float32)[None]
+    inside = torch.from_numpy(scaled[box])[None]
+    image = torch.as_tensor(Resize(grid, mode="trilinear")(inside), dtype=torch.float32)[None]
     shape = (scaled.shape[0], scaled.shape[1], scaled.shape[2])
     return Prepared(image, Placement(shape, _triple(start), _triple(stop)))
 
@@ -135,7 +135,8 @@ def _scale(voxels: NDArray[np.floating], low: float, high: float) -> Volume:
     least, most = float(clipped.min()), float(clipped.max())
     if most <= least:
         raise ModelError(f"a volume has contrast; every voxel is {least:g} in [{low:g}, {high:g}]")
-    return (clipped - least) / (most - least)
+    scaled: Volume = (clipped - least) / (most - least)
+    return scaled
 
 
 def _triple(values: object) -> Shape:

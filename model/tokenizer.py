@@ -62,7 +62,7 @@ class Tokenizer:
 
     @cached_property
     def _pieces(self) -> sentencepiece.SentencePieceProcessor:
-        proto = sentencepiece_model_pb2.ModelProto()
+        proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
         proto.ParseFromString(self.model)
         proto.normalizer_spec.add_dummy_prefix = False
         processor = sentencepiece.SentencePieceProcessor()

@@ -1,0 +1,54 @@
+"""The command line `lamed-model`, the research half.
+
+Exit codes: 0 done, 2 usage, 3 bad input, 5 internal.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import ModelError
+
+BAD_INPUT = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        told = arguments.command(arguments)
+    except ModelError as error:
+        sys.stderr.write(f"lamed-model: {error}\n")
+        if arguments.json:
+            sys.stdout.write(json.dumps({"error": str(error), "exit_code": BAD_INPUT}) + "\n")
+        return BAD_INPUT
+    if arguments.json:
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        sys.stdout.writelines(f"{key:<9}  {value}\n" for key, value in told.items())
+    return 0
+
+
+def _init(arguments: argparse.Namespace) -> dict[str, object]:
+    from . import tiny
+
+    card = tiny.init(arguments.out, seed=arguments.seed)
+    return vars(card) | {"folder": str(arguments.out)}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lamed-model", description="M3D-LaMed, the research half")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    init = verbs.add_parser("init", help="write an untrained checkpoint")
+    init.set_defaults(command=_init)
+    init.add_argument("--size", choices=("tiny",), required=True)
+    init.add_argument("--out", type=Path, required=True, metavar="DIR")
+    init.add_argument("--seed", type=int, default=0)
+    init.add_argument("--json", action="store_true", help="machine-readable output")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
