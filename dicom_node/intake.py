@@ -8,12 +8,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from . import routing
-from .errors import NodeError
+from .errors import Unavailable
 from .jobs import Jobs
-from .ledger import Ledger
-from .records import Study
+from .ledger import Ledger, Study
 from .routing import NoFit, Rule
 
 log = logging.getLogger(__name__)
@@ -52,53 +52,61 @@ class Intake:
                 log.exception("intake.error")
 
     def step(self) -> int:
-        """Take every study that is complete now; return how many."""
+        """Take every study that is complete now; return how many.
+
+        A study that cannot be routed for no reason of its own has failed; the others go on.
+
+        Raises
+        ------
+        Unavailable
+            The ledger cannot be written now; what is not taken stays complete.
+        """
         studies = self.ledger.quiet_studies(self.quiet_s, self.open_limit_s)
         for study in studies:
             try:
                 self._take(study)
-            except NodeError as error:
-                self.jobs.reject(study.study_uid, str(error))
+            except Unavailable:
+                raise
             except Exception as error:  # one study's edge: the others are not to wait for it
                 log.exception("intake.study_failed", extra={"study": study.study_uid})
-                self.jobs.reject(study.study_uid, f"cannot be routed: {error}")
+                self._fail(study, f"cannot be routed: {type(error).__name__}: {error}")
         return len(studies)
 
     def _take(self, study: Study) -> None:
-        instances = self.ledger.instances(study.study_uid)
-        self.ledger.event(
-            "study.complete",
-            study_uid=study.study_uid,
-            why=self._why(study),
-            instances=len(instances),
-        )
+        uid, instances = study.study_uid, self.ledger.instances(study.study_uid)
+        self.ledger.event("study.complete", study_uid=uid, **self._why(study))
+        series = routing.summarize(instances)
         try:
-            route = routing.route(routing.summarize(instances), self.rules, fallback=self.fallback)
+            route = routing.route(series, self.rules, fallback=self.fallback)
         except NoFit as error:
-            choices = [asdict(each) for each in error.choices]
-            self.jobs.reject(study.study_uid, str(error), series=choices)
+            refused = [asdict(each) for each in error.choices]
+            self.jobs.reject(uid, str(error), series=refused, seen=study.arrivals)
             return
         choices = [asdict(each) for each in route.choices]
-        self.ledger.event(
-            "study.routed",
-            study_uid=study.study_uid,
-            protocol=route.protocol,
-            series_uid=route.series_uid,
-            reason=route.reason,
-            series=choices,
-        )
+        told = {"protocol": route.protocol, "series_uid": route.series_uid, "reason": route.reason}
+        self.ledger.event("study.routed", study_uid=uid, **told, series=choices)
         self.jobs.enqueue(
-            study.study_uid,
+            uid,
             route.protocol,
-            [each.sop_uid for each in instances if each.series_uid == route.series_uid],
+            next(each.sop_uids for each in series if each.uid == route.series_uid),
             model_digest=self.model_digest,
             series=choices,
+            seen=study.arrivals,
         )
 
-    def _why(self, study: Study) -> str:
-        if study.complete_requested:
-            return "asked for"
-        quiet_s = (datetime.now(UTC) - study.last_at).total_seconds()
-        if quiet_s >= self.quiet_s:
-            return f"quiet for {quiet_s:.1f} s"
-        return f"open for more than {self.open_limit_s:g} s"
+    def _why(self, study: Study) -> dict[str, Any]:
+        """Tell why a study counts as complete: ``request``, ``quiet`` or ``limit``."""
+        now = datetime.now(UTC)
+        quiet_s = (now - study.last_at).total_seconds()
+        why = "quiet" if quiet_s >= self.quiet_s else "limit"
+        return {
+            "why": "request" if study.complete_requested else why,
+            "instances": study.instance_count,
+            "quiet_s": round(quiet_s, 1),
+            "open_s": round((now - study.opened_at).total_seconds(), 1),
+        }
+
+    def _fail(self, study: Study, reason: str) -> None:
+        with self.ledger.transaction() as transaction:
+            transaction.event("intake.error", study_uid=study.study_uid, reason=reason)
+            transaction.advance_study(study.study_uid, ("receiving",), "failed", reason)

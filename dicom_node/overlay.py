@@ -34,6 +34,7 @@ def montage(
     layers: Sequence[Layer],
     *,
     window: tuple[float, float] | None,
+    percentiles: tuple[float, float] = (1.0, 99.0),
     note: str = "",
 ) -> Image.Image:
     """Draw axial slices as a radiologist looks at them, the patient's right on the left.
@@ -43,12 +44,12 @@ def montage(
     voxels
         (slices, rows, columns), axes foot to head, anterior to posterior, right to left.
     window
-        Level and width in the units of the voxels; None takes the 1st to the 99th percentile.
+        Level and width in the units of the voxels; None takes the `percentiles`.
     note
         A second line under the banner: which model, whether it is untrained.
     """
     chosen = _slices(len(voxels), layers)
-    low, high = _limits(voxels, window)
+    low, high = _limits(voxels, window, percentiles)
     tiles = [
         _tile(voxels[index], [(each, each.mask[index]) for each in layers], (low, high), spacing_mm)
         for index in chosen
@@ -69,11 +70,15 @@ def _slices(count: int, layers: Sequence[Layer]) -> list[int]:
     return sorted(chosen)
 
 
-def _limits(voxels: NDArray[np.float32], window: tuple[float, float] | None) -> tuple[float, float]:
+def _limits(
+    voxels: NDArray[np.float32],
+    window: tuple[float, float] | None,
+    percentiles: tuple[float, float],
+) -> tuple[float, float]:
     if window is not None:
         level, width = window
         return level - width / 2, level + width / 2
-    low, high = np.percentile(voxels[:: max(1, len(voxels) // 16)], (1, 99))
+    low, high = np.percentile(voxels[:: max(1, len(voxels) // 16)], percentiles)
     return float(low), float(max(high, low + 1e-6))
 
 

@@ -1,49 +1,69 @@
 """Which protocol reads a study, which of its series, and why; and why not the others.
 
-Knows rules and what the headers say about each series. Pure: no file is written, nothing is
-asked of a peer; `summarize` alone reads headers. Must not know how protocols are written.
+Knows rules, and what each series says about itself. Pure: reads nothing, writes nothing, asks
+nobody. Must not know how protocols are written. What is not clear is refused, not guessed: a
+refused study is seen by a person, a study read as another region is not.
 """
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from enum import IntEnum
 
-import pydicom
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from .errors import NoRoute
-from .instance import Instance
+from .series import VOLUMES, SeriesSummary, summarize
 
-# PS3.4 B.5: the image storage classes of CT and MR; what else has these modalities is no volume.
-VOLUMES = {
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.2.1": "CT",  # Enhanced CT
-    "1.2.840.10008.5.1.4.1.1.4": "MR",
-    "1.2.840.10008.5.1.4.1.1.4.1": "MR",  # Enhanced MR
+__all__ = [
+    "Choice",
+    "NoFit",
+    "Route",
+    "Rule",
+    "SeriesSummary",
+    "route",
+    "summarize",
+]
+
+# PS3.16 Annex L: terms for several regions at once.
+COMPOUNDS = {
+    "ABDOMENPELVIS": "ABDOMEN PELVIS",
+    "CHESTABDOMEN": "CHEST ABDOMEN",
+    "CHESTABDPELVIS": "CHEST ABDOMEN PELVIS",
+    "NECKCHEST": "NECK CHEST",
+    "NECKCHESTABDOMEN": "NECK CHEST ABDOMEN",
+    "NECKCHESTABDPELV": "NECK CHEST ABDOMEN PELVIS",
 }
-KEYWORDS = (
-    "Modality",
-    "SOPClassUID",
-    "SeriesDescription",
-    "StudyDescription",
-    "ProtocolName",
-    "BodyPartExamined",
-    "ImageType",
-    "NumberOfFrames",
-    "SliceThickness",
-    "ImageOrientationPatient",
-    "ConvolutionKernel",
-    "ContentTime",
+# Words for regions that a rule may not know: a series that names one is not read as something
+# else because the study as a whole names that too ("CT neck and chest").
+ELSEWHERE = frozenset(
+    """
+    neck hals cou cuello collo шея шеи spine cspine tspine lspine sspine cervical lumbar hws bws
+    lws wirbelsaule rachis columna colonna позвоночник позвоночника pelvis becken bassin bacino
+    таз таза hip hufte hanche cadera anca knee knie genou rodilla ginocchio колено shoulder
+    schulter epaule hombro spalla плечо elbow wrist hand finger foot ankle toe leg calf thigh
+    femur arm forearm humerus extremity heart breast sinus sinuses orbit face jaw
+    """.split()  # noqa: SIM905 - words read better so
 )
-AXIAL = 0.8  # cosine between the slice normal and the patient's long axis
-SHARP = re.compile(r"lung|bone|sharp|edge|\bb[67]\d|\bhr|fc5\d", re.IGNORECASE)
-LOCALIZERS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
+LOCALIZERS = frozenset(
+    {"localizer", "localiser", "loc", "scout", "topogram", "surview", "scanogram", "топограмма"}
+)
+PROJECTIONS = frozenset(
+    {"mip", "minip", "mpr", "vrt", "projection", "reformat", "reformats", "reformatted"}
+)
+# Siemens names kernels by a letter and a sharpness, Canon by FC and a number.
+SHARP_KERNEL = re.compile(r"\b[a-z]{1,2}(5[5-9]|[6-9]\d)[a-z]?\b|fc[358]\d", re.IGNORECASE)
+SHARP = re.compile(r"lung|pulm|bone|knochen|sharp|edge", re.IGNORECASE)
+MAP = re.compile(r"adc|trace|dwi|dti|diff|perf|phase|swi|map\b|tof|angio", re.IGNORECASE)
 FIRST_CJK = "\u2e80"
-PROJECTIONS = {"MPR", "MIP", "MINIP", "PROJECTION IMAGE", "REFORMATTED", "CSA MIP"}
+MERITS = (
+    "original images",
+    "axial slices",
+    "a softer kernel or plainer contrast",
+    "more slices",
+    "thinner slices",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,7 @@ class Rule:
     """Which studies a protocol is for.
 
     ``body_parts`` are values of Body Part Examined (PS3.16 Annex L), ``keywords`` words of
-    descriptions; a study needs one of either.
+    descriptions; a series needs one of either. Of two rules that fit the earlier one is taken.
     """
 
     protocol: str
@@ -62,31 +82,13 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class SeriesSummary:
-    """What one series says about itself."""
-
-    uid: str
-    modality: str
-    sop_class_uid: str
-    description: str = ""
-    study_description: str = ""
-    protocol_name: str = ""
-    body_part: str = ""
-    image_type: tuple[str, ...] = ()
-    slices: int = 0
-    slice_thickness_mm: float | None = None  # None: not said
-    axial: bool | None = None  # None: no orientation
-    kernel: str = ""
-
-
-@dataclass(frozen=True)
 class Choice:
     """What became of one series."""
 
     series_uid: str
-    description: str
     chosen: bool
     reason: str
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ class Route:
 
     protocol: str
     series_uid: str
-    reason: str
     choices: tuple[Choice, ...]
+    reason: str
 
 
 class NoFit(NoRoute):
@@ -107,8 +109,36 @@ class NoFit(NoRoute):
         self.choices = tuple(choices)
 
 
+class _Strength(IntEnum):
+    """How surely a series is of a rule's region."""
+
+    FALLBACK = 0
+    STUDY = 1  # only the study as a whole, or the protocol of the scanner, says so
+    DESCRIPTION = 2  # the series says so
+    BODY_PART = 3
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """A series that a rule may read."""
+
+    series: SeriesSummary
+    rule: Rule
+    strength: _Strength
+    why: str
+
+    @property
+    def merit(self) -> tuple[bool, bool, bool, bool, int, float]:
+        """Rank: surely of this region first, then what `_merit` says."""
+        return (self.strength > _Strength.STUDY, *_merit(self.series))
+
+
 def route(series: Sequence[SeriesSummary], rules: Sequence[Rule], *, fallback: str = "") -> Route:
     """Decide which protocol reads which series.
+
+    Body Part Examined of a series counts most, then its own description, then what is said of
+    the study as a whole. Among the series that a rule may read, original ones come before derived
+    ones, axial before others, soft kernels before sharp ones, then the most and the thinnest.
 
     Parameters
     ----------
@@ -120,217 +150,185 @@ def route(series: Sequence[SeriesSummary], rules: Sequence[Rule], *, fallback: s
     NoFit
         Says what was seen, and what would have been needed.
     """
-    refused = {each.uid: _refusal(each, rules) for each in series}
+    refused = {each.uid: next(_refusals(each, rules), "") for each in series}
     readable = [each for each in series if not refused[each.uid]]
-    if not readable:
-        choices = _choices(series, refused, chosen="")
-        seen = "; ".join(
-            f"{each.description or each.series_uid}: {each.reason}" for each in choices
-        )
-        raise NoFit(f"no series can be read: {seen or 'the study is empty'}", choices)
-    found = _rule(readable, rules, fallback)
-    if found is None:
-        choices = _choices(series, refused, chosen="")
-        raise NoFit(_unknown_region(readable, rules), choices)
-    rule, why = found
-    for each in readable:
-        refused[each.uid] = _unfit(each, rule)
-    fitting = [each for each in readable if not refused[each.uid]]
+    claims = [claim for each in readable for claim in _claims(each, rules)]
+    if not claims:
+        claims = [
+            _Claim(each, rule, _Strength.FALLBACK, "the region is unknown, this is the fallback")
+            for rule in rules
+            for each in readable
+            if rule.protocol == fallback and rule.modality == each.modality
+        ]
+    fitting = [each for each in claims if each.series.slices >= each.rule.minimum_slices]
     if not fitting:
-        choices = _choices(series, refused, chosen="")
-        seen = "; ".join(
-            f"{each.description or each.series_uid}: {each.reason}" for each in choices
-        )
-        raise NoFit(f"protocol {rule.protocol} ({why}) finds no series: {seen}", choices)
-    best = max(fitting, key=_merit)
+        refused |= {each.uid: _unfit(each, claims) for each in readable}
+        choices = _choices(series, refused)
+        raise NoFit(_told(choices, rules), choices)
+    first = min(fitting, key=lambda each: (-each.strength, rules.index(each.rule)))
+    best = max((each for each in fitting if each.rule == first.rule), key=lambda each: each.merit)
+    for each in readable:
+        refused[each.uid] = _passed_over(each, best, [c for c in claims if c.series == each])
     return Route(
-        rule.protocol, best.uid, f"{rule.protocol}: {why}", _choices(series, refused, best.uid)
+        best.rule.protocol,
+        best.series.uid,
+        _choices(series, refused, best.series.uid),
+        f"{best.rule.protocol}: {first.why}{_also(fitting, first)}",
     )
 
 
-def summarize(instances: Sequence[Instance]) -> list[SeriesSummary]:
-    """Read what routing needs from one header of each series, the middle one of its instances."""
-    ordered = sorted(instances, key=lambda each: (each.series_uid, each.sop_uid))
-    summaries = []
-    for uid, members in groupby(ordered, key=lambda each: each.series_uid):
-        group = list(members)
-        summaries.append(_summary(uid, _header(group[len(group) // 2]), len(group)))
-    return summaries
-
-
-def _header(instance: Instance) -> Dataset:
-    tags = [tag for tag in map(tag_for_keyword, KEYWORDS) if tag is not None]
-    # Enhanced objects keep orientation and thickness in the functional groups.
-    functional = (0x5200_9229, 0x5200_9230)
-    return pydicom.dcmread(
-        instance.path, stop_before_pixels=True, specific_tags=[*tags, *functional]
-    )
-
-
-def _summary(uid: str, header: Dataset, count: int) -> SeriesSummary:
-    frames = int(header.get("NumberOfFrames") or 1)
-    return SeriesSummary(
-        uid=uid,
-        modality=str(header.get("Modality") or ""),
-        sop_class_uid=str(header.get("SOPClassUID") or ""),
-        description=str(header.get("SeriesDescription") or ""),
-        study_description=str(header.get("StudyDescription") or ""),
-        protocol_name=str(header.get("ProtocolName") or ""),
-        body_part=str(header.get("BodyPartExamined") or ""),
-        image_type=_strings(header.get("ImageType")),
-        slices=count * frames,
-        slice_thickness_mm=_number(header.get("SliceThickness")),
-        axial=_axial(header),
-        kernel=" ".join(_strings(header.get("ConvolutionKernel"))),
-    )
-
-
-def _strings(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - pydicom's str, MultiValue or None
-    if not value:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(map(str, value))
-
-
-def _number(value: Any) -> float | None:  # noqa: ANN401 - pydicom's DS, str or None
-    try:
-        return None if value in {None, ""} else float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _axial(header: Dataset) -> bool | None:
-    orientation = header.get("ImageOrientationPatient")
-    if orientation is None and "SharedFunctionalGroupsSequence" in header:
-        shared = header.SharedFunctionalGroupsSequence[0]
-        planes = shared.get("PlaneOrientationSequence")
-        orientation = planes[0].get("ImageOrientationPatient") if planes else None
-    try:
-        x1, y1, _, x2, y2, _ = map(float, orientation or ())
-    except (TypeError, ValueError):
-        return None
-    return abs(x1 * y2 - y1 * x2) > AXIAL
-
-
-def _refusal(series: SeriesSummary, rules: Sequence[Rule]) -> str:
-    """Say why a series can be read by no protocol at all; empty if one might."""
-    kinds = set(map(str.upper, series.image_type))
+def _refusals(series: SeriesSummary, rules: Sequence[Rule]) -> Iterator[str]:
+    """Say why a series can be read by no protocol at all; nothing if one might."""
     wanted = sorted({rule.modality for rule in rules})
+    words = _words(f"{' '.join(series.image_type)} {series.description}")
     if series.sop_class_uid not in VOLUMES:
-        return f"{series.modality or 'unknown modality'} object, not a CT or MR image"
+        yield f"{UID(series.sop_class_uid).name}: not a CT or MR image"
+    if series.unreadable:
+        yield f"cannot be read: {series.unreadable}"
     if series.modality not in wanted:
-        return f"modality {series.modality or 'unknown'}, protocols exist for {', '.join(wanted)}"
-    if kinds & LOCALIZERS or _words(series.description) & {
-        "scout",
-        "localizer",
-        "topogram",
-        "surview",
-    }:
-        return "a localizer"
-    if kinds & PROJECTIONS:
-        return f"reformatted ({', '.join(sorted(kinds & PROJECTIONS)).lower()})"
-    if "SECONDARY" in kinds and "DERIVED" in kinds:
-        return "derived, secondary images"
-    return ""
+        yield f"modality {series.modality or 'unknown'}, protocols exist for {', '.join(wanted)}"
+    if words & LOCALIZERS:
+        yield f"a localizer ({', '.join(sorted(words & LOCALIZERS))})"
+    if words & PROJECTIONS:
+        yield f"reformatted or projected ({', '.join(sorted(words & PROJECTIONS))})"
+    if series.positions is not None and series.positions < series.slices:
+        several = f"{series.slices} images at {series.positions} places"
+        yield f"{several}: several phases, echoes or b-values"
 
 
-def _unfit(series: SeriesSummary, rule: Rule) -> str:
-    if series.modality != rule.modality:
-        return f"modality {series.modality}, protocol {rule.protocol} is for {rule.modality}"
-    if series.slices < rule.minimum_slices:
-        return f"{series.slices} slices, protocol {rule.protocol} needs {rule.minimum_slices}"
-    return ""
-
-
-def _rule(
-    series: Sequence[SeriesSummary], rules: Sequence[Rule], fallback: str
-) -> tuple[Rule, str] | None:
-    """Find the rule: what Body Part Examined says counts before words of descriptions."""
-    modalities = {each.modality for each in series}
-    for rule in rules:
-        if rule.modality in modalities:
-            for each in series:
-                if _word(each.body_part) in set(map(_word, rule.body_parts)):
-                    return rule, f"Body Part Examined is {each.body_part}"
-    named = [
-        (rule, word)
-        for rule in rules
-        if rule.modality in modalities
-        for word in _named(series, rule)
+def _claims(series: SeriesSummary, rules: Sequence[Rule]) -> list[_Claim]:
+    """Find the rules that may read a series, by the surest thing it says."""
+    mine = [rule for rule in rules if rule.modality == series.modality]
+    named = [rule for rule in mine if _names(series.body_part, rule)]
+    if named and _contradicts(series.description, named, mine):
+        why = f"Body Part Examined is {series.body_part!r}, yet the series is called"
+        why = f"{why} {series.description!r}"
+        return [_Claim(series, rule, _Strength.STUDY, why) for rule in named]
+    sources = [
+        (_Strength.BODY_PART, "Body Part Examined is", series.body_part),
+        (_Strength.DESCRIPTION, "the series is called", series.description),
     ]
-    if named:
-        rule, word = named[0]
-        others = sorted({other.protocol for other, _ in named} - {rule.protocol})
-        also = f"; {', '.join(others)} would fit too and comes later" if others else ""
-        return rule, f"the description says {word!r}{also}"
-    for rule in rules:
-        if rule.protocol == fallback and rule.modality in modalities:
-            return rule, "the region is unknown, this is the fallback"
-    return None
+    if not _words(_expanded(f"{series.body_part} {series.description}")) & ELSEWHERE:
+        said = f"{series.study_description} {series.protocol_name}".strip()
+        sources.append((_Strength.STUDY, "the study is called", said))
+    for strength, what, text in sources:
+        named = [rule for rule in mine if _names(text, rule)]
+        if named:
+            return [_Claim(series, rule, strength, f"{what} {text!r}") for rule in named]
+    return []
 
 
-def _named(series: Sequence[SeriesSummary], rule: Rule) -> list[str]:
-    said = " ".join(
-        f"{each.study_description} {each.description} {each.protocol_name}" for each in series
-    )
-    words, text = _words(said), _word(said)
+def _contradicts(description: str, named: Sequence[Rule], rules: Sequence[Rule]) -> bool:
+    """Tell whether a description is of another region: one body part is set for a whole exam."""
+    said = [rule for rule in rules if _names(description, rule)]
+    if said:
+        return not any(rule in named for rule in said)
+    return bool(_words(_expanded(description)) & ELSEWHERE)
+
+
+def _names(text: str, rule: Rule) -> bool:
+    words, plain = _words(_expanded(text)), _plain(text)
     # Chinese and Japanese are written without spaces: there a keyword may stand anywhere.
-    return [
-        word
-        for word in rule.keywords
-        if (_word(word) in text if max(word) >= FIRST_CJK else _words(word) <= words)
-    ]
+    return any(
+        _plain(each) in plain if max(each) >= FIRST_CJK else _words(each) <= words
+        for each in (*rule.body_parts, *rule.keywords)
+    )
 
 
-def _unknown_region(series: Sequence[SeriesSummary], rules: Sequence[Rule]) -> str:
-    first = series[0]
-    known = ", ".join(f"{rule.protocol} ({rule.modality})" for rule in rules)
+def _unfit(series: SeriesSummary, claims: Sequence[_Claim]) -> str:
+    """Say why a series that could be read is read by no protocol."""
+    for claim in claims:
+        if claim.series == series:
+            least, protocol = claim.rule.minimum_slices, claim.rule.protocol
+            return f"{series.slices} slices, protocol {protocol} needs {least} ({claim.why})"
     return (
-        f"no protocol fits: {first.modality}, Body Part Examined {first.body_part or 'empty'!r}, "
-        f"study {first.study_description!r}, series {first.description!r}; protocols: {known}"
+        f"no protocol is for its region: Body Part Examined {series.body_part!r}, "
+        f"series {series.description!r}, study {series.study_description!r}"
+    )
+
+
+def _passed_over(series: SeriesSummary, best: _Claim, claims: Sequence[_Claim]) -> str:
+    """Say why a series that could be read is not the one; of the best, why it is."""
+    if series == best.series:
+        return f"{_praise(series)}; {best.why}"
+    mine = next((each for each in claims if each.rule == best.rule), None)
+    if series.modality != best.rule.modality:
+        return f"modality {series.modality}, {best.rule.protocol} is for {best.rule.modality}"
+    if mine is None:
+        others = ", ".join(each.rule.protocol for each in claims)
+        return f"another region, {others}" if others else "another region than the protocol's"
+    if series.slices < best.rule.minimum_slices:
+        return f"{series.slices} slices, {best.rule.protocol} needs {best.rule.minimum_slices}"
+    reasons = zip(("a surer region", *MERITS), best.merit, mine.merit, strict=True)
+    better = next(
+        (name for name, his, own in reasons if his != own), "nothing more, but came first"
+    )
+    return f"{_praise(series)}; the chosen one has {better}"
+
+
+def _also(fitting: Sequence[_Claim], first: _Claim) -> str:
+    """Name the protocols that would have fitted, and what decided."""
+    others = sorted({each.rule.protocol for each in fitting} - {first.rule.protocol})
+    if not others:
+        return ""
+    return f"; {', '.join(others)} would fit too: surer words decide, then the order of protocols"
+
+
+def _told(choices: Sequence[Choice], rules: Sequence[Rule]) -> str:
+    if not choices:
+        return "the study has no series"
+    if not rules:
+        return "there is no protocol"
+    seen = "; ".join(f"{each.description or each.series_uid}: {each.reason}" for each in choices)
+    known = ", ".join(f"{each.protocol} ({each.modality})" for each in rules)
+    return f"no series can be read. {seen}. Protocols: {known}"
+
+
+def _choices(
+    series: Sequence[SeriesSummary], reasons: Mapping[str, str], chosen: str = ""
+) -> tuple[Choice, ...]:
+    return tuple(
+        Choice(each.uid, each.uid == chosen, reasons[each.uid], each.description) for each in series
     )
 
 
 def _merit(series: SeriesSummary) -> tuple[bool, bool, bool, int, float]:
-    """Rank: original, axial, soft kernel, then most slices, then the thinnest."""
+    """Rank series of one region; the places are named in `MERITS`."""
     original = "ORIGINAL" in map(str.upper, series.image_type)
-    soft = not SHARP.search(f"{series.kernel} {series.description}")
-    thickness = series.slice_thickness_mm or 99.0
-    return original, series.axial is not False, soft, series.slices, -thickness
-
-
-def _choices(
-    series: Sequence[SeriesSummary], refused: Mapping[str, str], chosen: str
-) -> tuple[Choice, ...]:
-    return tuple(
-        Choice(
-            each.uid,
-            each.description,
-            each.uid == chosen,
-            refused[each.uid]
-            or (_praise(each) if each.uid == chosen else f"{_praise(each)}; another serves better"),
-        )
-        for each in series
-    )
+    if series.modality == "CT":
+        said = f"{series.kernel} {series.description}"
+        fitting = not (SHARP_KERNEL.search(series.kernel) or SHARP.search(said))
+    else:
+        fitting = not MAP.search(f"{series.description} {' '.join(series.image_type)}")
+    thickness_mm = series.slice_thickness_mm or 99.0
+    return original, series.axial is not False, fitting, series.slices, -thickness_mm
 
 
 def _praise(series: SeriesSummary) -> str:
-    original, axial, soft, slices, _ = _merit(series)
-    thickness = series.slice_thickness_mm
+    original, _, fitting, slices, _ = _merit(series)
+    kind = ("soft kernel", "sharp kernel") if series.modality == "CT" else ("plain", "a map")
     facts = [
         "original" if original else "derived",
-        "axial" if axial else "not axial",
-        "soft kernel" if soft else "sharp kernel",
+        {True: "axial", False: "not axial", None: "orientation unknown"}[series.axial],
+        kind[0] if fitting else kind[1],
         f"{slices} slices",
-        *([f"{thickness:g} mm"] if thickness else []),
     ]
-    return ", ".join(facts if series.modality == "CT" else [*facts[:2], *facts[3:]])
+    if series.slice_thickness_mm:
+        facts.append(f"{series.slice_thickness_mm:g} mm")
+    return ", ".join(facts)
+
+
+def _expanded(text: str) -> str:
+    return " ".join(COMPOUNDS.get(each.upper(), each) for each in text.split())
 
 
 def _words(text: str) -> set[str]:
-    """Split into lower-case words without accents; ``_`` and digits separate words too."""
-    return set(re.findall(r"[^\W\d_]+", _word(text)))
+    """Split into lower-case words without accents; ``_``, digits and CamelCase separate too."""
+    apart = re.sub(r"(?<=[a-zà-öø-ÿа-яё])(?=[A-ZÀ-ÖØ-ÞА-ЯЁ])", " ", text)
+    apart = re.sub(r"(?<=[A-Z])(?=[A-Z][a-z])", " ", apart)
+    return set(re.findall(r"[^\W\d_]+", _plain(apart)))
 
 
-def _word(text: str) -> str:
+def _plain(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text.strip().casefold())
     return "".join(each for each in plain if not unicodedata.combining(each))

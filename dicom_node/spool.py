@@ -4,9 +4,11 @@
 
 Knows files, the header of a data set and the ledger. Never decodes pixels. The order is: write,
 fsync, rename, fsync of the folders, ledger; after a crash in between `Spool.recover` finishes it.
+What is refused leaves nothing behind.
 """
 
 import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -15,6 +17,7 @@ import shutil
 import struct
 import threading
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +29,7 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from .errors import Mismatch, NotDicom, OutOfResources
 from .instance import Instance
@@ -53,10 +56,13 @@ HEADER = {
     "modality": "Modality",
 }
 TAGS = [tag for tag in map(tag_for_keyword, ("SpecificCharacterSet", *HEADER.values())) if tag]
+REQUIRED = tuple(HEADER.values())[:4]
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
+LONG_VRS = {b"OB", b"OW", b"OF", b"OD", b"OV", b"OL", b"UN"}  # of 12 bytes before the value
 UNDEFINED = 0xFFFFFFFF
 SEQUENCE_END = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+HEAD_LENGTH = 128 + 4 + 12  # preamble, DICM, the group length; it counts from there on
+INFLATED_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Spool:
         self._minimum_free = minimum_free_mb * MB
         self._incoming = self._root / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
+        for folder in (self._root, self._root.parent):
+            _sync(folder)
         # One sender at a time for an instance: two may send the same one at once.
         self._locks = [threading.Lock() for _ in range(STRIPES)]
 
@@ -94,45 +102,64 @@ class Spool:
         NotDicom
             The bytes are no data set in this transfer syntax, or one that is cut short.
         Mismatch
-            It is another instance than the one announced.
+            It is another instance than the one announced, or lacks its place in the hierarchy.
         OutOfResources
             There is no room.
         """
-        content = _file_head(announced) + dataset
-        header = _header(content, announced.transfer_syntax_uid)
+        header = _header(dataset, announced)
         _check_announced(header, announced)
+        content = _file_head(announced) + dataset
         instance = _instance(header, content, self._path(header), announced.transfer_syntax_uid)
         self._check_room(len(content))
-        with self._locks[hash(instance.sop_uid) % STRIPES], _out_of_resources():
+        with (
+            self._locks[hash(instance.sop_uid) % STRIPES],
+            _out_of_resources(),
+            self._held(fcntl.LOCK_SH),
+        ):
             return self._keep(instance, content, announced.calling_ae)
 
     def recover(self) -> int:
-        """After a crash: drop what was not whole, remember what is whole but not in the ledger."""
-        for partial in self._incoming.iterdir():
-            partial.unlink()
-        known, recovered = self._ledger.paths(), 0
-        for path in sorted(self._root.glob("*/*/*.dcm")):
-            if path not in known:
-                recovered += self._recover(path)
-        return recovered
+        """After a crash: drop what was not whole, remember what is whole but not in the ledger.
+
+        Returns
+        -------
+        How many instances the ledger learned of; 0 also while another process is receiving into
+        this folder, whose half-written files are no debris.
+        """
+        try:
+            with self._held(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                for partial in self._incoming.iterdir():
+                    partial.unlink()
+                known = self._ledger.paths()
+                orphans = [path for path in self._root.glob("*/*/*.dcm") if path not in known]
+                # The latest version of an instance becomes the current one.
+                orphans.sort(key=lambda path: path.stat().st_mtime_ns)
+                return sum(map(self._recover, orphans))
+        except BlockingIOError:
+            return 0
 
     def _keep(self, instance: Instance, content: bytes, calling_ae: str) -> Instance:
         earlier = self._ledger.instance(instance.study_uid, instance.sop_uid)
-        told = {"calling_ae": calling_ae}
-        if earlier is None:
-            self._write(instance.path, content)
-            self._ledger.record_instance(instance, **told)
-            return instance
-        if earlier.sha256 == instance.sha256:
-            about = {"study_uid": instance.study_uid, "sop_uid": instance.sop_uid}
-            self._ledger.event("instance.duplicate", **about, **told)
-            return earlier
-        # The same UID with another content is a correction in practice: the newest is current,
-        # the earlier one stays beside it.
-        later = _beside(instance)
-        self._write(later.path, content)
-        self._ledger.record_instance(later, kind="instance.superseded", **told)
-        return later
+        kind = "instance.stored"
+        if earlier is not None:
+            if earlier.sha256 == instance.sha256 and earlier.path.is_file():
+                self._ledger.event(
+                    "instance.duplicate",
+                    study_uid=instance.study_uid,
+                    sop_uid=instance.sop_uid,
+                    calling_ae=calling_ae,
+                )
+                return earlier
+            # The same UID with another content is a correction in practice: the newest is
+            # current, the earlier one stays beside it.
+            kind, instance = "instance.superseded", _beside(instance)
+        self._write(instance.path, content)
+        try:
+            self._ledger.record_instance(instance, kind=kind, calling_ae=calling_ae)
+        except BaseException:
+            instance.path.unlink(missing_ok=True)
+            raise
+        return instance
 
     def _write(self, path: Path, content: bytes) -> None:
         partial = self._incoming / f"{uuid.uuid4().hex}.partial"
@@ -141,13 +168,24 @@ class Spool:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            made = [each for each in (path.parent.parent, path.parent) if not each.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
-        for folder in {path.parent, *(each.parent for each in made)}:
+        # Always all three: whoever made a folder may not have come to its fsync yet, and one
+        # that did not change costs nothing.
+        for folder in (path.parent, path.parent.parent, self._root):
             _sync(folder)
+
+    @contextmanager
+    def _held(self, how: int) -> Iterator[None]:
+        """Hold the folder: any number of writers, or one that recovers."""
+        handle = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, how)
+            yield
+        finally:
+            os.close(handle)
 
     def _path(self, header: Dataset) -> Path:
         study, series, sop = (
@@ -166,12 +204,18 @@ class Spool:
         try:
             content = path.read_bytes()
             meta = pydicom.filereader.read_file_meta_info(path)
-            header = _header(content, str(meta.TransferSyntaxUID))
-            instance = _instance(header, content, path, str(meta.TransferSyntaxUID))
-        except (NotDicom, InvalidDicomError, AttributeError, OSError) as error:
+            start = HEAD_LENGTH + int(meta.FileMetaInformationGroupLength)
+            syntax = str(meta.TransferSyntaxUID)
+            said = Announced(
+                str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), syntax, ""
+            )
+            header = _header(content[start:], said)
+        except (NotDicom, Mismatch, InvalidDicomError, AttributeError, OSError) as error:
             self._ledger.event("spool.unreadable", path=str(path), reason=str(error))
             return 0
-        self._ledger.record_instance(instance, kind="instance.recovered")
+        self._ledger.record_instance(
+            _instance(header, content, path, syntax), kind="instance.recovered"
+        )
         return 1
 
 
@@ -202,39 +246,64 @@ def _element(number: int, vr: bytes, value: bytes) -> bytes:
     return struct.pack("<HH", 0x0002, number) + vr + length + value
 
 
-def _header(content: bytes, transfer_syntax_uid: str) -> Dataset:
-    buffer = BytesIO(content)
+class _Whole(BytesIO):
+    """Bytes that notice a read past their end, which pydicom forgives; zeros are padding."""
+
+    cut_short = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        if 0 < len(found) < (size or 0) and found.strip(b"\x00"):
+            self.cut_short = True
+        return found
+
+
+def _header(dataset: bytes, announced: Announced) -> Dataset:
+    if announced.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+        dataset = _inflated(dataset)
+        announced = replace(announced, transfer_syntax_uid=ExplicitVRLittleEndian)
+    content = _Whole(_file_head(announced) + dataset)
     try:
-        header = pydicom.dcmread(buffer, stop_before_pixels=True, specific_tags=TAGS)
-        missing = [
-            keyword for keyword in list(HEADER.values())[:4] if not str(header.get(keyword) or "")
-        ]
-    except Exception as error:
+        header = pydicom.dcmread(content, stop_before_pixels=True, specific_tags=TAGS)
+        missing = [keyword for keyword in REQUIRED if not str(header.get(keyword) or "").strip()]
+    except Exception as error:  # the edge: any bytes may come, and pydicom may trip over them
         raise NotDicom(f"not a data set: {type(error).__name__} {error}") from error
+    if content.cut_short:
+        raise NotDicom("cut short in the middle of an element")
+    _check_end(content.getvalue(), content.tell(), announced.transfer_syntax_uid)
     if missing:
-        raise NotDicom(f"a data set has {', '.join(missing)}; what came has none")
-    if transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
-        _check_end(content, buffer.tell(), UID(transfer_syntax_uid))
+        # Without any identity it is not one of ours at all (PS3.4 B.2.3: 0xC000, else 0xA900).
+        kind = NotDicom if {"SOPInstanceUID", "SOPClassUID"} <= set(missing) else Mismatch
+        raise kind(f"no {', '.join(missing)} in the data set")
     return header
 
 
-def _check_end(content: bytes, position: int, transfer_syntax: UID) -> None:
+def _inflated(dataset: bytes) -> bytes:
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = inflate.decompress(dataset, INFLATED_LIMIT)
+    except zlib.error as error:
+        raise NotDicom(f"not deflated: {error}") from error
+    if not inflate.eof:
+        raise NotDicom("the deflated data set is cut short, or too large to be one")
+    return inflated
+
+
+def _check_end(content: bytes, position: int, transfer_syntax_uid: str) -> None:
     """Refuse a data set whose last element or whose pixels run past its end."""
-    end = position
-    if position + 12 <= len(content):
-        order = "<" if transfer_syntax.is_little_endian else ">"
-        group, element = struct.unpack_from(f"{order}HH", content, position)
-        implicit = transfer_syntax == ImplicitVRLittleEndian
-        if group << 16 | element in PIXEL_TAGS:
-            start = position + (8 if implicit else 12)
-            (length,) = struct.unpack_from(f"{order}I", content, start - 4)
-            if length == UNDEFINED:
-                if content.rfind(SEQUENCE_END) < start:
-                    raise NotDicom("the pixels are cut short: no end of their last fragment")
-                return
-            end = start + length
-    if end > len(content):
-        raise NotDicom(f"cut short: {len(content)} bytes came, its elements need {end}")
+    if position < len(content):  # the reader stopped before the pixels
+        order = ">" if transfer_syntax_uid == ExplicitVRBigEndian else "<"
+        position += 12 if content[position + 4 : position + 6] in LONG_VRS else 8
+        if position > len(content):
+            raise NotDicom("cut short before the pixels")
+        (length,) = struct.unpack_from(f"{order}I", content, position - 4)
+        if length == UNDEFINED:
+            if content.rfind(SEQUENCE_END) < position:
+                raise NotDicom("the pixels are cut short: no end of their last fragment")
+            return
+        position += length
+    if position > len(content):
+        raise NotDicom(f"cut short: {len(content)} bytes came, its elements need {position}")
 
 
 def _check_announced(header: Dataset, announced: Announced) -> None:
@@ -266,7 +335,7 @@ def _text(header: Dataset, keyword: str) -> str:
 
 
 def _beside(instance: Instance) -> Instance:
-    name = f"{instance.path.stem}.{instance.sha256[:8]}.dcm"
+    name = f"{instance.path.stem}.{instance.received_at:%Y%m%dT%H%M%S%f}.dcm"
     return replace(instance, path=instance.path.with_name(name))
 
 
