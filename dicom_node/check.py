@@ -1,0 +1,152 @@
+"""The doctor: what an administrator asks first when something does not work, in plain language."""
+
+import errno
+import importlib.metadata
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from . import config as settings
+from .config import Config, Destination
+from .errors import ConfigError, NodeError, Unavailable
+
+MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    ok: bool
+    detail: str
+    exit_code: int = 0
+
+
+def run(path: Path | None) -> list[Finding]:
+    """Look at everything, even if the first thing is broken."""
+    try:
+        config = settings.load(path)
+    except ConfigError as error:
+        return [Finding("settings", ok=False, detail=str(error), exit_code=error.exit_code)]
+    looks: tuple[Callable[[Config], Iterator[str]], ...] = (
+        _settings,
+        _names,
+        _disk,
+        _ports,
+        _ledger,
+        _protocols,
+        _checkpoint,
+        _device,
+    )
+    findings = [_look(each.__name__.strip("_"), partial(each, config)) for each in looks]
+    peers = [_look(f"peer {each}", partial(_peer, config, each)) for each in config.destinations]
+    return findings + peers
+
+
+def describe(findings: list[Finding]) -> str:
+    """Say it in lines a person reads."""
+    width = max(len(each.what) for each in findings)
+    return "\n".join(
+        f"{'ok  ' if each.ok else 'BAD '} {each.what:<{width}}  {each.detail}" for each in findings
+    )
+
+
+def _look(what: str, look: Callable[[], Iterator[str]]) -> Finding:
+    try:
+        return Finding(what, ok=True, detail="; ".join(look()))
+    except NodeError as error:
+        return Finding(what, ok=False, detail=str(error), exit_code=error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the doctor's edge: whatever it is, it is the finding
+        detail = f"{type(error).__name__}: {error}"
+        return Finding(what, ok=False, detail=detail, exit_code=NodeError.exit_code)
+
+
+def _settings(config: Config) -> Iterator[str]:
+    yield f"AE title {config.ae_title}, data in {config.data_dir.resolve()}"
+    if not config.destinations:
+        yield "no destination: results stay in the data folder"
+
+
+def _names(_: Config) -> Iterator[str]:
+    """`model` is a greedy name; another package that also brings it would be imported instead."""
+    owners = importlib.metadata.packages_distributions()
+    for name in ("dicom_node", "model", "sr_templates"):
+        found = set(owners.get(name, ["lamed-node"]))
+        if found != {"lamed-node"}:
+            raise ConfigError(f"the package name {name} also comes from {sorted(found)}")
+    yield "the packages are ours alone"
+
+
+def _disk(config: Config) -> Iterator[str]:
+    folder = config.data_dir.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free // MB
+    if free < config.minimum_free_mb:
+        raise Unavailable(
+            f"{free} MB free in {folder}, below minimum_free_mb={config.minimum_free_mb}"
+        )
+    yield f"{free} MB free in {folder}"
+
+
+def _ports(config: Config) -> Iterator[str]:
+    for name, host, port in (
+        ("DICOM", config.dicom_host, config.dicom_port),
+        ("HTTP", config.http_host, config.http_port),
+    ):
+        yield f"{name} {host}:{port} {'in use (the node is up?)' if _taken(host, port) else 'free'}"
+
+
+def _taken(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+            raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return False
+
+
+def _ledger(config: Config) -> Iterator[str]:
+    from .ledger import Ledger
+
+    if not config.ledger_path.exists():
+        yield "none yet; made at the first start"
+        return
+    with Ledger(config.ledger_path) as ledger:
+        yield f"{ledger.verify()} events, the chain is whole"
+
+
+def _protocols(config: Config) -> Iterator[str]:
+    from .serve import protocols
+
+    yield ", ".join(sorted(protocols(config)))
+
+
+def _checkpoint(config: Config) -> Iterator[str]:
+    from .serve import checkpoint_digest, checkpoint_folder
+
+    if not config.checkpoint:
+        yield "none configured: an UNTRAINED tiny one is made at the first start"
+        return
+    yield f"{checkpoint_folder(config)} sha256 {checkpoint_digest(config)[:12]}"
+
+
+def _device(config: Config) -> Iterator[str]:
+    from model.checkpoint import describe_device
+
+    yield describe_device(config.device, config.dtype)
+
+
+def _peer(config: Config, peer: Destination) -> Iterator[str]:
+    from . import scu
+
+    scu.echo(peer, calling_ae=config.ae_title, timeout_s=config.network_timeout_s)
+    yield "answers C-ECHO"

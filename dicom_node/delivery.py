@@ -1,0 +1,94 @@
+"""Results go to every destination, each at its own pace, until they are there or given up.
+
+Knows the ledger's deliveries, the back-off and the destinations. One slow or dead peer delays no
+other: each destination has its own thread while it has something to get.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+
+from . import scu
+from .config import Config, Destination
+from .errors import NodeError
+from .ledger import Delivery, Ledger
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 3600.0
+POLL_S = 0.5
+
+
+def run(ledger: Ledger, config: Config, stop: threading.Event) -> None:
+    """Deliver whatever is due until told to stop; a delivery that is under way is finished."""
+    busy: dict[str, Future[None]] = {}
+    with ThreadPoolExecutor(thread_name_prefix="delivery") as pool:
+        while not stop.is_set():
+            for destination, due in _due(ledger):
+                if destination not in busy or busy[destination].done():
+                    busy[destination] = pool.submit(_deliver_all, ledger, config, due, stop)
+            stop.wait(POLL_S)
+
+
+def deliver(ledger: Ledger, config: Config, delivery: Delivery) -> bool:
+    """Send the results of one job to one destination, SEG before the reports that refer to it.
+
+    Returns
+    -------
+    Whether the peer has stored all of them. If not, the next attempt is planned or, after
+    ``delivery_attempts``, the delivery has failed; either stands in the ledger with the reason.
+    """
+    paths = [result.path for result in ledger.results(delivery.job_id)]
+    try:
+        scu.send(
+            paths,
+            Destination.parse(delivery.destination),
+            calling_ae=config.ae_title,
+            timeout_s=config.network_timeout_s,
+        )
+    except NodeError as error:
+        _put_off(ledger, config, delivery, str(error))
+        return False
+    except OSError as error:  # a result file that is gone or cannot be read
+        _put_off(ledger, config, delivery, f"cannot read the result: {error}")
+        return False
+    ledger.record_delivery(delivery.id, "sent", detail=f"{len(paths)} instances stored")
+    return True
+
+
+def _due(ledger: Ledger) -> list[tuple[str, list[Delivery]]]:
+    due = sorted(ledger.due_deliveries(), key=lambda each: (each.destination, each.id))
+    return [(key, list(each)) for key, each in groupby(due, key=lambda each: each.destination)]
+
+
+def _deliver_all(
+    ledger: Ledger, config: Config, deliveries: Sequence[Delivery], stop: threading.Event
+) -> None:
+    for delivery in deliveries:
+        if stop.is_set():
+            return
+        try:
+            deliver(ledger, config, delivery)
+        except Exception as error:  # the edge of this destination's loop: put off, never lost
+            log.exception("delivery.error", extra={"job": delivery.job_id})
+            _put_off(ledger, config, delivery, f"{type(error).__name__}: {error}")
+
+
+def _put_off(ledger: Ledger, config: Config, delivery: Delivery, reason: str) -> None:
+    attempt = delivery.attempts + 1
+    if attempt >= config.delivery_attempts:
+        ledger.record_delivery(delivery.id, "failed", detail=reason)
+        return
+    # Jitter keeps many studies from knocking at a returning PACS in the same second.
+    wait_s = min(LONGEST_WAIT_S, config.delivery_backoff_s * 2 ** (attempt - 1))
+    wait_s *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter, no secret
+    ledger.record_delivery(
+        delivery.id,
+        "pending",
+        detail=reason,
+        next_at=datetime.now(UTC) + timedelta(seconds=wait_s),
+    )

@@ -1,0 +1,137 @@
+"""What a reading leaves on the disk: the objects, the draft as text, the picture, the summary.
+
+One folder for each job: ``seg.dcm``, ``measurements.dcm``, ``draft.dcm``, ``draft.txt``,
+``overlay.png``, ``summary.json``. A repeated job writes the same names again.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+import sr_templates
+
+from . import overlay
+from .ledger import Result
+
+if TYPE_CHECKING:
+    from .worker import Reading
+
+
+def save(reading: "Reading", folder: Path) -> dict[str, Any]:
+    """Write everything, see it onto the disk (fsync), and return the summary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for label, instance in reading.objects.items():
+        instance.save_as(folder / f"{label}.dcm", enforce_file_format=True)
+    (folder / "draft.txt").write_text(sr_templates.as_text(reading.objects["draft"]))
+    picture(reading).save(folder / "overlay.png")
+    summary = summarize(reading, folder)
+    (folder / "summary.json").write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+    return summary
+
+
+def rows(reading: "Reading", folder: Path, job_id: str) -> list[Result]:
+    """Tell the ledger which objects lie there, in the order in which they are to be sent."""
+    return [
+        Result(
+            job_id=job_id,
+            label=label,
+            sop_class_uid=str(instance.SOPClassUID),
+            sop_uid=str(instance.SOPInstanceUID),
+            series_uid=str(instance.SeriesInstanceUID),
+            path=folder / f"{label}.dcm",
+            sha256=hashlib.sha256((folder / f"{label}.dcm").read_bytes()).hexdigest(),
+        )
+        for label, instance in reading.objects.items()
+    ]
+
+
+def picture(reading: "Reading") -> Image.Image:
+    """Draw the masks on the volume that was read."""
+    layers = [
+        overlay.Layer(question.target.label, question.target.colour_rgb, reading.masks[question.id])
+        for question in reading.protocol.questions
+        if question.target is not None and question.id in reading.masks
+    ]
+    return overlay.montage(
+        reading.source.image.array,
+        reading.source.spacing_mm,
+        layers,
+        window=reading.protocol.window,
+        percentiles=reading.protocol.percentiles or (1.0, 99.0),
+        note=_model_line(reading),
+    )
+
+
+def summarize(reading: "Reading", folder: Path) -> dict[str, Any]:
+    """Give the machine-readable report of the run (the contract of ``summary.json``)."""
+    card = reading.card
+    return {
+        "series": _series(reading),
+        "protocol": reading.protocol.name,
+        "model": {
+            "name": card.name,
+            "version": card.version,
+            "sha256": card.sha256,
+            "untrained": card.untrained,
+        },
+        "answers": [
+            {
+                "id": answer.id,
+                "question": answer.question,
+                "text": answer.text,
+                "mask": _measured(reading, answer.id),
+            }
+            for answer in reading.answers
+        ],
+        "outputs": [
+            {
+                "label": label,
+                "path": str(folder / f"{label}.dcm"),
+                "sop_class": str(instance.SOPClassUID),
+                "sop_instance_uid": str(instance.SOPInstanceUID),
+            }
+            for label, instance in reading.objects.items()
+        ],
+        "timings_s": {key: round(value, 3) for key, value in reading.timings_s.items()},
+    }
+
+
+def _series(reading: "Reading") -> dict[str, Any]:
+    first = reading.source.sources[0]
+    return {
+        "study_instance_uid": str(first.StudyInstanceUID),
+        "series_instance_uid": str(first.SeriesInstanceUID),
+        "modality": str(first.Modality),
+        "description": str(first.get("SeriesDescription") or ""),
+        "instances": len(reading.source.sources),
+        "shape": list(reading.source.image.spatial_shape),
+        "spacing_mm": [round(each, 4) for each in reading.source.spacing_mm],
+    }
+
+
+def _measured(reading: "Reading", question: str) -> dict[str, Any] | None:
+    if question not in reading.masks:
+        return None
+    voxels = int(reading.masks[question].sum())
+    voxel_ml = float(np.prod(reading.source.spacing_mm)) / 1000
+    return {"voxels": voxels, "volume_ml": round(voxels * voxel_ml, 3)}
+
+
+def _model_line(reading: "Reading") -> str:
+    line = f"model {reading.card.name} {reading.card.version}"
+    return f"{line} - UNTRAINED: the answers mean nothing" if reading.card.untrained else line
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

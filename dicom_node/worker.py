@@ -1,0 +1,252 @@
+"""THE STORY: a job is claimed, its series becomes a volume, the model is asked, objects are made.
+
+    claim -> volume.load -> LaMed.read -> masks back on the source grid -> encode -> save -> record
+
+`interpret` is the whole way of one series and knows no queue; `Worker` puts the queue around it.
+With the command line the only module of the node that knows the model and the templates.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+import model
+import sr_templates
+from sr_templates import Algorithm, Finding, Protocol
+
+from . import results, volume
+from .config import Config
+from .errors import BadInput
+from .jobs import Job, Jobs, State
+from .ledger import Ledger
+from .volume import SourceVolume
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[str], None]
+IDLE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came of one series."""
+
+    protocol: Protocol
+    source: SourceVolume
+    card: model.Card
+    answers: tuple[model.Answer, ...]
+    findings: tuple[Finding, ...]  # one for each answer; masks on the source grid
+    masks: Mapping[str, NDArray[np.bool_]]  # by question, on the canonical grid
+    objects: Mapping[str, Dataset]  # by label: seg, measurements, draft
+    timings_s: Mapping[str, float]
+
+
+def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
+    paths: Sequence[Path],
+    protocol: Protocol,
+    lamed: model.LaMed,
+    *,
+    job_id: str,
+    created_at: datetime,
+    manufacturer: str,
+    tell: Tell = lambda _: None,
+) -> Reading:
+    """Read one series: volume, answers, masks on the source grid, DICOM objects.
+
+    Parameters
+    ----------
+    paths
+        Every instance of the series, in any order.
+    job_id, created_at
+        The UIDs and the dates of the results follow from them, so that a repeat makes no twins.
+
+    Raises
+    ------
+    UnusableSeries
+        The instances make no regular volume.
+    model.ModelError, sr_templates.TemplateError
+        The model or the templates refuse what they were given.
+    """
+    timings: dict[str, float] = {}
+    with _timed(timings, "volume", tell, f"stacking {len(paths)} instances"):
+        source = volume.load(paths)
+    with _timed(timings, "read", tell, f"asking {len(protocol.questions)} questions"):
+        answers = _ask(lamed, source, protocol)
+    with _timed(timings, "masks", tell, "putting the masks back on the source grid"):
+        masks = _masks(protocol, answers)
+        findings = _findings(protocol, answers, masks, source)
+    with _timed(timings, "encode", tell, "writing SEG and SR"):
+        objects = sr_templates.encode(
+            protocol,
+            source.sources,
+            findings,
+            _algorithm(lamed, manufacturer),
+            job_id=job_id,
+            image=source.image,
+            created_at=created_at,
+        )
+    return Reading(protocol, source, lamed.card, tuple(answers), findings, masks, objects, timings)
+
+
+class Worker:
+    """Takes jobs from the queue, one at a time, until told to stop.
+
+    Parameters
+    ----------
+    name
+        Who holds the lease: host and process.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        jobs: Jobs,
+        lamed: model.LaMed,
+        protocols: Mapping[str, Protocol],
+        config: Config,
+        *,
+        name: str,
+    ) -> None:
+        self._ledger, self._jobs, self._lamed = ledger, jobs, lamed
+        self._protocols, self._config, self._name = protocols, config, name
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop; a job that is under way is finished first."""
+        while not stop.is_set():
+            if not self.step():
+                stop.wait(IDLE_S)
+
+    def step(self) -> bool:
+        """Take one job through; tell whether there was one."""
+        job = self._jobs.claim(self._name, self._config.lease_s)
+        if job is None:
+            return False
+        with self._heartbeat(job):
+            try:
+                self._do(job)
+            except BadInput as error:
+                self._jobs.finish(job.id, self._name, State.REJECTED, str(error))
+            except (model.ModelError, sr_templates.TemplateError) as error:
+                self._jobs.finish(job.id, self._name, State.FAILED, str(error))
+            except (
+                Exception
+            ) as error:  # the worker's edge: the next attempt may find better conditions
+                log.exception("job.error", extra={"job": job.id})
+                self._jobs.release(job.id, self._name, f"{type(error).__name__}: {error}")
+        return True
+
+    def _do(self, job: Job) -> None:
+        protocol = self._protocols.get(job.protocol)
+        if protocol is None:
+            raise BadInput(f"no protocol is called {job.protocol!r}")
+        reading = interpret(
+            self._paths(job),
+            protocol,
+            self._lamed,
+            job_id=job.id,
+            created_at=job.created_at,
+            manufacturer=self._config.manufacturer,
+            tell=lambda text: log.info("job.step", extra={"job": job.id, "step": text}),
+        )
+        folder = self._config.results_dir / job.id
+        summary = results.save(reading, folder)
+        destinations = [str(each) for each in self._config.destinations]
+        rows = results.rows(reading, folder, job.id)
+        self._ledger.record_results(job.id, rows, destinations, summary)
+        self._jobs.finish(job.id, self._name, State.DONE)
+
+    def _paths(self, job: Job) -> list[Path]:
+        wanted = set(job.sop_uids)
+        return [
+            each.path for each in self._ledger.instances(job.study_uid) if each.sop_uid in wanted
+        ]
+
+    @contextmanager
+    def _heartbeat(self, job: Job) -> Iterator[None]:
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(self._config.lease_s / 3):
+                if not self._jobs.heartbeat(job.id, self._name, self._config.lease_s):
+                    log.warning("job.lease_lost", extra={"job": job.id})
+                    return
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _ask(lamed: model.LaMed, source: SourceVolume, protocol: Protocol) -> list[model.Answer]:
+    questions = [
+        model.Question(
+            each.text, id=each.id, caption=each.caption, max_new_tokens=each.max_new_tokens
+        )
+        for each in protocol.questions
+    ]
+    return lamed.read(
+        source.image.array, questions, window=protocol.window, percentiles=protocol.percentiles
+    )
+
+
+def _masks(protocol: Protocol, answers: Sequence[model.Answer]) -> dict[str, NDArray[np.bool_]]:
+    """Restore the mask of each question that asked for one; what nobody asked for is not shown."""
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for question, answer in zip(protocol.questions, answers, strict=True):
+        if question.target is not None and answer.masks:
+            logits = [each.restore() for each in answer.masks]
+            masks[question.id] = np.maximum.reduce(logits) > 0
+    return masks
+
+
+def _findings(
+    protocol: Protocol,
+    answers: Sequence[model.Answer],
+    masks: Mapping[str, NDArray[np.bool_]],
+    source: SourceVolume,
+) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            question,
+            answer.text,
+            mask=source.on_source(masks[question.id]) if question.id in masks else None,
+            confidence=answer.confidence,
+        )
+        for question, answer in zip(protocol.questions, answers, strict=True)
+    )
+
+
+def _algorithm(lamed: model.LaMed, manufacturer: str) -> Algorithm:
+    card = lamed.card
+    return Algorithm(
+        name=card.name,
+        version=card.version,
+        sha256=card.sha256,
+        manufacturer=manufacturer,
+        untrained=card.untrained,
+        parameters={
+            "decoding": "greedy",
+            "dtype": str(lamed.dtype).removeprefix("torch."),
+            "device": lamed.device.type,
+        },
+    )
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str, tell: Tell, text: str) -> Iterator[None]:
+    tell(text)
+    start = time.monotonic()
+    yield
+    timings[name] = time.monotonic() - start
