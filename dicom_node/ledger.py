@@ -134,8 +134,11 @@ class Ledger:
                 **data,
             )
 
-    def request_completion(self, study_uid: str) -> bool:
-        """Ask that a study be taken as complete now; False if it is not known."""
+    def request_completion(self, study_uid: str, *, by: str = "") -> bool:
+        """Ask that a study be taken as complete now; False if it is not known.
+
+        `by` says for the event who asked.
+        """
         study = tables.studies.c
         with self.transaction() as transaction:
             state = transaction.connection.scalar(
@@ -147,7 +150,7 @@ class Ledger:
                     .where(study.study_uid == study_uid)
                     .values(complete_requested=True)
                 )
-                transaction.event("study.completion_requested", study_uid=study_uid)
+                transaction.event("study.completion_requested", study_uid=study_uid, by=by)
             return state is not None
 
     def set_study_state(self, study_uid: str, state: str, reason: str = "") -> None:
