@@ -25,6 +25,8 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
 )
 
 from .errors import UnusableSeries
@@ -42,6 +44,10 @@ NATIVE: Final = frozenset(
 )
 CONTAINERS: Final = (8, 16, 32)
 """Bits Allocated that are read. PS3.3 allows CT and MR only 16; old ones come in 8."""
+
+DECODERS: Final = {JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls"}
+"""The decoder of a transfer syntax, where pydicom must not try one after the other: what the
+strict ones refuse as broken JPEG-LS, pylibjpeg-libjpeg turns into noise."""
 
 DECODER_ERRORS: Final = (
     ArithmeticError,
@@ -139,9 +145,9 @@ class Instance:
             yield from (file.read(size) for _ in range(self.frame_count))
 
     def _decode(self) -> Iterator[Stored]:
-        count = 0
+        count, decoder = 0, DECODERS.get(_transfer_syntax(self.header), "")
         try:
-            for stored in iter_pixels(self.source, raw=True):
+            for stored in iter_pixels(self.source, raw=True, decoding_plugin=decoder):
                 count += 1
                 yield stored
         except DECODER_ERRORS as error:

@@ -131,10 +131,10 @@ def test_a_refused_instance_has_status_reason_and_event(
     answer = assoc.send_c_store(ct)
     good = assoc.send_c_store(pydicom.dcmread(ct_files[1]))
     assoc.release()
-    assert (answer.Status, good.Status) == (0xC000, 0x0000)
+    assert (answer.Status, good.Status) == (0xA900, 0x0000)
     assert "StudyInstanceUID" in answer.ErrorComment
     refused = next(each for each in ledger.events() if each.kind == "instance.refused")
-    assert refused.data["status"] == "0xC000"
+    assert refused.data["status"] == "0xA900"
 
 
 def test_no_room_is_0xa700(config: Config, ledger: Ledger, ct_files: list[Path]) -> None:

@@ -1,3 +1,4 @@
+import copy
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -280,6 +281,11 @@ def assign(**attributes: object) -> Callable[[Dataset], object]:
     return lambda each: [setattr(each, *pair) for pair in attributes.items()]
 
 
+def insert_again(ct: list[Dataset], **changes: object) -> None:
+    ct.append(copy.deepcopy(ct[1]))
+    assign(**changes)(ct[-1])
+
+
 def truncate(each: Dataset) -> None:
     each.PixelData = each.PixelData[:-100]
 
@@ -343,7 +349,7 @@ REFUSED: dict[str, tuple[str, Change]] = {
     "a slope of zero": ("no-rescale", lambda ct: assign(RescaleSlope=0)(ct[1])),
     "a second slice in one place": (
         "duplicate-position",
-        lambda ct: ct.append(sample.series(shape=SHAPE)[1]),
+        lambda ct: insert_again(ct, SOPInstanceUID="1.2.3"),
     ),
     "two echoes": ("several-stacks", repeat),
     "cut pixels": ("truncated-pixels", lambda ct: truncate(ct[4])),
