@@ -1,24 +1,31 @@
 """The command line `lamed-node`: the only place, with `serve`, where the parts are put together.
 
 Exit codes: 0 done, 2 usage or settings, 3 bad input, 4 peer or resource unavailable, 5 internal.
-``--json`` on every command prints one JSON document (a line for each event in ``ledger``).
+``--json`` on every command prints one JSON document, also of an error; what follows without end
+(``ledger tail``) prints one on each line. Progress and complaints go to standard error.
 """
 
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import config as settings
 from .config import Config, Destination
-from .errors import BadInput, ConfigError, NodeError
+from .errors import BadInput, ConfigError, NodeError, Unavailable
 
-USAGE_ERROR = 2
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells tell it
+OURS = ("dicom_node", "model", "sr_templates")
+KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 @dataclass(frozen=True)
@@ -33,42 +40,81 @@ class Outcome:
 Command = Callable[[argparse.Namespace], Outcome | None]
 
 
+class UsageError(ConfigError):
+    """The command line is not one of ours."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = _parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
-    command: Command = arguments.command
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = argparse.Namespace(as_json="--json" in words, told=False)
     try:
-        outcome = command(arguments)
+        _parser().parse_args(words, arguments)
+        command: Command = arguments.command
+        _log_to_stderr(verbose=arguments.verbose, serving=command is _serve)
+        return _tell(arguments, command(arguments))
     except NodeError as error:
         return _fail(arguments, str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail(arguments, "interrupted", 130)
+        return _fail(arguments, "interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # no room, no right, no such folder
+        return _fail(arguments, str(error), Unavailable.exit_code)
+    except Exception as error:  # the edge of the program: a script gets its document and its code
+        log.exception("internal error")
+        return _fail(arguments, f"{type(error).__name__}: {error}", NodeError.exit_code)
+
+
+def _tell(arguments: argparse.Namespace, outcome: Outcome | None) -> int:
     if outcome is None:
         return 0
-    sys.stdout.write(_json(outcome.data) if arguments.json else outcome.text.rstrip() + "\n")
+    sys.stdout.write(_json(outcome.data) if arguments.as_json else outcome.text.rstrip() + "\n")
+    sys.stdout.flush()
     return outcome.exit_code
 
 
 def _fail(arguments: argparse.Namespace, message: str, code: int) -> int:
-    if arguments.json:
+    if arguments.as_json and not arguments.told:
         sys.stdout.write(_json({"error": message, "exit_code": code}))
     sys.stderr.write(f"lamed-node: {message}\n")
     return code
 
 
 def _json(data: Any) -> str:  # noqa: ANN401 - whatever json can write
-    return json.dumps(data, ensure_ascii=False, indent=2, default=str) + "\n"
+    # Escaped: a document is one for every locale, and for text that is no text.
+    return json.dumps(data, indent=2, default=str) + "\n"
+
+
+def _log_to_stderr(*, verbose: bool, serving: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Fields("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    if not serving:  # what a peer does is told by our own errors, once
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    if verbose:  # ours alone: SQLAlchemy would log every name that it writes
+        for name in OURS:
+            logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+class Fields(logging.Formatter):
+    """Writes an event with its fields: what died, and why."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line; a traceback follows it."""
+        told = [f"{key}={value}" for key, value in vars(record).items() if key not in KNOWN]
+        line, *traceback = super().format(record).split("\n", 1)
+        return "\n".join([" ".join([line, *told]), *traceback])
 
 
 def _config(arguments: argparse.Namespace) -> Config:
     return settings.load(arguments.config)
+
+
+def _progress(text: str) -> None:
+    sys.stderr.write(f"  {text}\n")
+    sys.stderr.flush()
 
 
 # --- the node in service ------------------------------------------------------------------------
@@ -77,55 +123,78 @@ def _config(arguments: argparse.Namespace) -> Config:
 def _serve(arguments: argparse.Namespace) -> None:
     from . import serve
 
+    if arguments.parent is not None:
+        serve.child(arguments.only, arguments.parent)
+        return
     config = _config(arguments)
     if arguments.only:
-        serve.role(arguments.only, config, parent=arguments.parent)
+        serve.role(arguments.only, config, lambda port: _greet_one(arguments, config, port))
         return
-    serve.serve(config, arguments.config, lambda ports: _greet(arguments, config, ports))
+    serve.serve(config, lambda ports: _greet(arguments, config, ports), _progress)
 
 
 def _greet(arguments: argparse.Namespace, config: Config, ports: dict[str, int]) -> None:
     from . import serve
 
-    told = {
-        "ae_title": config.ae_title,
-        "dicom": f"{config.dicom_host}:{ports['scp']}",
-        "http": f"http://{config.http_host}:{ports['qa']}",
-        "data_dir": str(config.data_dir.resolve()),
-        "checkpoint": str(serve.checkpoint_folder(config)),
-        "login": _first_login_link(config, ports["qa"]),
-    }
-    if arguments.json:
+    card = serve.checkpoint_manifest(config)
+    untrained = " (UNTRAINED: its answers mean nothing)" if card.get("untrained") else ""
+    _say(
+        arguments,
+        {
+            "ae_title": config.ae_title,
+            "dicom": f"{config.dicom_host}:{ports['scp']}",
+            "http": serve.url(config, ports["qa"]),
+            "data_dir": str(config.data_dir.absolute()),
+            "checkpoint": str(serve.checkpoint_folder(config).absolute()),
+            "model": f"{card.get('name', 'unnamed')}{untrained}",
+            "results_to": ", ".join(map(str, config.destinations)) or "the data folder only",
+            "login": serve.first_login_link(config, ports["qa"]),
+        },
+    )
+
+
+def _greet_one(arguments: argparse.Namespace, config: Config, port: int) -> None:
+    from . import serve
+
+    told = {"role": arguments.only, "data_dir": str(config.data_dir.absolute())}
+    if arguments.only == "scp":
+        told |= {"ae_title": config.ae_title, "dicom": f"{config.dicom_host}:{port}"}
+    if arguments.only == "qa":
+        login = serve.first_login_link(config, port)
+        told |= {"http": serve.url(config, port), "login": login}
+    _say(arguments, told)
+
+
+def _say(arguments: argparse.Namespace, told: dict[str, str]) -> None:
+    """Greet: everything that somebody has to know who has just started it."""
+    if arguments.as_json:
         sys.stdout.write(_json(told))
     else:
         width = max(map(len, told))
         sys.stdout.writelines(f"{key:<{width}}  {value}\n" for key, value in told.items() if value)
         sys.stdout.write("ready; Ctrl-C drains and stops\n")
     sys.stdout.flush()
-
-
-def _first_login_link(config: Config, port: int) -> str:
-    """Print a link only if none was ever made: each is a key to the pages."""
-    from . import serve
-    from .ledger import Ledger
-
-    with Ledger(config.ledger_path) as ledger:
-        first = not ledger.token_was_issued("login")
-    return serve.login_link(config, port) if first else ""
+    arguments.told = True
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     from . import demo
 
     stay = sys.stdout.isatty() if arguments.stay is None else arguments.stay
-    demo.run(arguments.out, cache=arguments.cache, stay=stay)
+
+    def tell(report: dict[str, Any]) -> None:
+        if arguments.as_json:
+            sys.stdout.write(_json(report))
+            sys.stdout.flush()
+            arguments.told = True
+
+    demo.run(arguments.out, cache=arguments.cache, stay=stay, quiet=arguments.as_json, report=tell)
 
 
 def _login_link(arguments: argparse.Namespace) -> Outcome:
     from . import serve
 
-    config = _config(arguments)
-    link = serve.login_link(config, config.http_port)
+    link = serve.login_link(_config(arguments))
     return Outcome({"link": link}, link)
 
 
@@ -140,7 +209,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         _config_with(arguments),
         protocol=arguments.protocol,
         out=arguments.out,
-        tell=_progress(arguments),
+        tell=_progress,
     )
     return Outcome(summary, offline.describe(summary))
 
@@ -153,24 +222,14 @@ def _ask(arguments: argparse.Namespace) -> Outcome:
         arguments.question,
         _config_with(arguments),
         out=arguments.out,
-        tell=_progress(arguments),
+        tell=_progress,
     )
     return Outcome(answer, offline.describe_answer(answer))
 
 
 def _config_with(arguments: argparse.Namespace) -> Config:
-    from dataclasses import replace
-
     config = _config(arguments)
     return replace(config, checkpoint=str(arguments.checkpoint)) if arguments.checkpoint else config
-
-
-def _progress(arguments: argparse.Namespace) -> Callable[[str], None]:
-    def tell(text: str) -> None:
-        if not arguments.json:
-            sys.stderr.write(f"  {text}\n")
-
-    return tell
 
 
 def _send(arguments: argparse.Namespace) -> Outcome:
@@ -183,7 +242,7 @@ def _send(arguments: argparse.Namespace) -> Outcome:
     total = len(paths)
 
     def tell(sent: int) -> None:
-        if not arguments.json and sys.stderr.isatty():
+        if sys.stderr.isatty():
             sys.stderr.write(f"\r  {sent} of {total} instances" + ("\n" if sent == total else ""))
 
     scu.send(
@@ -234,16 +293,24 @@ def _ledger_export(arguments: argparse.Namespace) -> None:
     from . import ledger_export
 
     with _open_ledger(arguments) as ledger:
-        ledger_export.export(
-            ledger.events(study_uid=arguments.study), sys.stdout, as_json=arguments.json
-        )
+        events = ledger.events(study_uid=arguments.study)
+        arguments.told = True
+        ledger_export.export(events, sys.stdout, as_json=arguments.as_json)
+        sys.stdout.flush()
 
 
 def _ledger_tail(arguments: argparse.Namespace) -> None:
     from . import ledger_export
 
     with _open_ledger(arguments) as ledger:
-        ledger_export.follow(ledger, sys.stdout, as_json=arguments.json, once=arguments.once)
+        arguments.told = True
+        if arguments.once:
+            ledger_export.last(ledger, sys.stdout, as_json=arguments.as_json)
+            return
+        try:
+            ledger_export.follow(ledger, sys.stdout, as_json=arguments.as_json)
+        except KeyboardInterrupt:  # the only way to end it
+            return
 
 
 def _open_ledger(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - Ledger, imported late
@@ -265,12 +332,19 @@ def _checkpoint_import(arguments: argparse.Namespace) -> Outcome:
 # --- the grammar --------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises what argparse would print, so that a program gets its document of this error too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lamed-node", description="CT and MR studies in, draft SR and SEG out."
-    )
+    parser = _Parser(prog="lamed-node", description="CT and MR studies in, draft SR and SEG out.")
     parser.add_argument("--version", action="version", version=version("lamed-node"))
-    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    _common(parser)
+    parser.set_defaults(config=None, as_json=False, verbose=False)
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     _serving(verbs)
     _reading(verbs)
@@ -298,13 +372,13 @@ def _reading(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name 
     run.add_argument("folder", type=Path, metavar="DIR")
     run.add_argument("--protocol", default="", help="name; default: routing decides")
     run.add_argument("--checkpoint", type=Path, help="folder of the checkpoint")
-    run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--out", type=Path, required=True, help="folder for what comes of it")
 
     ask = _verb(verbs, "ask", _ask, "one question to one series")
     ask.add_argument("folder", type=Path, metavar="DIR")
     ask.add_argument("question")
     ask.add_argument("--checkpoint", type=Path, help="folder of the checkpoint")
-    ask.add_argument("--out", type=Path, help="folder for the mask as SEG, if one is drawn")
+    ask.add_argument("--out", type=Path, help="folder for the answer as SR, and a mask as SEG")
 
     send = _verb(verbs, "send", _send, "a folder over a real association")
     send.add_argument("folder", type=Path, metavar="DIR")
@@ -313,17 +387,17 @@ def _reading(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name 
 
 def _remembering(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
     ledger = verbs.add_parser("ledger", help="the audit log").add_subparsers(
-        required=True, metavar="VERB"
+        required=True, metavar="VERB", title="verbs"
     )
     verify = _verb(ledger, "verify", _ledger_verify, "check the hash chain")
     verify.add_argument("--head", type=_head, help="SEQ:DIGEST noted earlier; must still be there")
-    export = _verb(ledger, "export", _ledger_export, "all events as CSV, or JSON lines")
+    export = _verb(ledger, "export", _ledger_export, "all events as CSV, or JSON")
     export.add_argument("--study", help="only this StudyInstanceUID")
     tail = _verb(ledger, "tail", _ledger_tail, "follow the events")
     tail.add_argument("--once", action="store_true", help="the last ones, then end")
 
     checkpoint = verbs.add_parser("checkpoint", help="model checkpoints").add_subparsers(
-        required=True, metavar="VERB"
+        required=True, metavar="VERB", title="verbs"
     )
     importing = _verb(checkpoint, "import", _checkpoint_import, "verify and rewrite a released one")
     importing.add_argument("source", metavar="SRC", help="folder, or id of a model on the hub")
@@ -333,10 +407,16 @@ def _remembering(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public n
 def _verb(verbs: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:  # noqa: ANN401 - as above
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
     parser.set_defaults(command=command)
-    parser.add_argument("--config", type=Path, help="TOML file of settings")
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--verbose", action="store_true", help="log to standard error")
+    _common(parser)
     return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    """Add what every command takes, before its name and after it."""
+    add = partial(parser.add_argument, default=argparse.SUPPRESS)
+    add("--config", type=Path, help="TOML file of settings")
+    add("--json", action="store_true", dest="as_json", help="machine-readable output")
+    add("--verbose", action="store_true", help="log to standard error")
 
 
 def _peer(text: str) -> Destination:

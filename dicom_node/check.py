@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from . import config as settings
 from .config import Config, Destination
 from .errors import ConfigError, NodeError, Unavailable
+from .serve import checkpoint_digest, checkpoint_folder, protocols
+from .supervisor import announced
 
 MB = 1 << 20
 
@@ -82,35 +85,49 @@ def _names(_: Config) -> Iterator[str]:
 
 
 def _disk(config: Config) -> Iterator[str]:
-    folder = config.data_dir.resolve()
+    folder = config.data_dir.absolute()
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        raise ConfigError(f"data_dir: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Unavailable(f"{folder} cannot be written by this user")
     free = shutil.disk_usage(folder).free // MB
     if free < config.minimum_free_mb:
         raise Unavailable(
-            f"{free} MB free in {folder}, below minimum_free_mb={config.minimum_free_mb}"
+            f"{free} MB free in {folder}, below minimum_free_mb={config.minimum_free_mb}:"
+            " images are refused"
         )
     yield f"{free} MB free in {folder}"
 
 
 def _ports(config: Config) -> Iterator[str]:
-    for name, host, port in (
-        ("DICOM", config.dicom_host, config.dicom_port),
-        ("HTTP", config.http_host, config.http_port),
+    up = announced(config)
+    for name, role, host, port in (
+        ("DICOM", "scp", config.dicom_host, config.dicom_port),
+        ("HTTP", "qa", config.http_host, config.http_port),
     ):
-        yield f"{name} {host}:{port} {'in use (the node is up?)' if _taken(host, port) else 'free'}"
+        if role in up and port in {0, up[role]}:
+            yield f"{name} {host}:{up[role]} is this node's, which is up"
+        elif port == 0:
+            yield f"{name} {host}: the system chooses a port at the start"
+        elif _taken(host, port):
+            raise Unavailable(f"{name} {host}:{port} is taken by another program")
+        else:
+            yield f"{name} {host}:{port} is free"
 
 
 def _taken(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return True
-            raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return True
+        raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return False
 
 
@@ -125,24 +142,34 @@ def _ledger(config: Config) -> Iterator[str]:
 
 
 def _protocols(config: Config) -> Iterator[str]:
-    from .serve import protocols
-
     yield ", ".join(sorted(protocols(config)))
 
 
 def _checkpoint(config: Config) -> Iterator[str]:
-    from .serve import checkpoint_digest, checkpoint_folder
+    from model import ModelError
+    from model.checkpoint import read_card
 
-    if not config.checkpoint:
-        yield "none configured: an UNTRAINED tiny one is made at the first start"
+    folder = checkpoint_folder(config)
+    if not config.checkpoint and not folder.exists():
+        yield "none is set: an UNTRAINED tiny one is made at the first start"
         return
-    yield f"{checkpoint_folder(config)} sha256 {checkpoint_digest(config)[:12]}"
+    checkpoint_digest(config)  # says how to get a manifest where there is none
+    try:
+        card = read_card(folder)
+    except ModelError as error:
+        raise ConfigError(str(error)) from error
+    untrained = ", UNTRAINED: its answers mean nothing" if card.untrained else ""
+    yield f"{card.name} in {folder}, every file as in its manifest{untrained}"
 
 
 def _device(config: Config) -> Iterator[str]:
+    from model import ModelError
     from model.checkpoint import describe_device
 
-    yield describe_device(config.device, config.dtype)
+    try:
+        yield describe_device(config.device, config.dtype)
+    except ModelError as error:
+        raise Unavailable(str(error)) from error
 
 
 def _peer(config: Config, peer: Destination) -> Iterator[str]:

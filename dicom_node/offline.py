@@ -1,31 +1,43 @@
 """The commands that need no network: a folder of DICOM in, files or an answer out.
 
-Knows the same parts as the node in service, in the same order, without queue and ledger.
+Knows the same parts as the node in service, in the same order, without queue and ledger. The
+model is loaded last: what cannot be read is said at once.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
-import model
-import sr_templates
-from model.checkpoint import import_checkpoint as verify_and_write
-from model.checkpoint import load
-from sr_templates import Code, Protocol, Question, Target
+from sr_templates import Code, Protocol, Question, Target, TemplateError
+from sr_templates.protocol import MAXIMUM_QUESTION
 
-from . import results, routing, scu, series, serve, worker
+from . import routing, scu, serve
 from .config import Config
-from .errors import BadInput, ConfigError, NotDicom
+from .errors import BadInput, ConfigError, NotDicom, Unavailable
 from .instance import Instance
+from .routing import NoFit, Route, Rule
+
+if TYPE_CHECKING:
+    from model import Card
+
+    from .worker import Reading
 
 Tell = Callable[[str], None]
 
+SUMMARY = "summary.json"
+WRITTEN = ("seg.dcm", "measurements.dcm", "draft.dcm", "draft.txt", "overlay.png", SUMMARY)
+IMAGE_SUFFIXES = {".dcm", ".dicom", ".ima"}
+ASKED = "question"
+PROCEDURES = {
+    "CT": Code("LN", "25045-6", "CT unspecified body region"),
+    "MR": Code("LN", "25056-3", "MRI unspecified body region"),
+}
 # What a mask of a free question is called: nobody has said what it outlines.
 REGION = Target(
     label="Region that was asked for",
@@ -37,6 +49,9 @@ REGION = Target(
 def run(folder: Path, config: Config, *, protocol: str, out: Path, tell: Tell) -> dict[str, Any]:
     """Read the study of a folder and write what comes of it; return the summary.
 
+    What an earlier run left in `out` is removed first: no file of one study may lie beside those
+    of another.
+
     Raises
     ------
     BadInput
@@ -44,7 +59,6 @@ def run(folder: Path, config: Config, *, protocol: str, out: Path, tell: Tell) -
     ConfigError
         No protocol has this name.
     """
-    instances = _instances(folder)
     protocols = serve.protocols(config)
     rules = serve.rules(protocols)
     if protocol:
@@ -53,41 +67,41 @@ def run(folder: Path, config: Config, *, protocol: str, out: Path, tell: Tell) -
             raise ConfigError(
                 f"no protocol is called {protocol!r}; there are {', '.join(protocols)}"
             )
+    instances = _instances(folder)
     route = routing.route(
-        series.summarize(instances), rules, fallback=protocol or config.fallback_protocol
+        routing.summarize(instances), rules, fallback=protocol or config.fallback_protocol
     )
-    tell(f"protocol {route.reason}")
+    _tell_choices(route, tell)
+    _clear(out)
     reading = _interpret(instances, route.series_uid, protocols[route.protocol], config, tell)
-    summary = results.save(reading, out)
-    tell(f"written to {out}")
-    return summary
+    return _save(reading, route, out, tell)
 
 
 def ask(
     folder: Path, question: str, config: Config, *, out: Path | None, tell: Tell
 ) -> dict[str, Any]:
-    """Ask one question about the one volume of a folder.
+    """Ask one question about one series of a folder; which one, is decided as for a protocol.
 
     Parameters
     ----------
     out
         Where the objects go; None writes nothing.
+
+    Raises
+    ------
+    BadInput
+        The question cannot be asked, or no series can be read.
     """
+    _check_question(question)
     instances = _instances(folder)
-    fitting = [each for each in series.summarize(instances) if each.modality in {"CT", "MR"}]
-    if not fitting:
-        raise BadInput(f"no CT or MR series in {folder}")
-    largest = max(fitting, key=lambda each: each.slices)
-    asked = Question("question", "Findings", question, target=REGION)
-    like = next(
-        each for each in serve.protocols(config).values() if each.modality == largest.modality
-    )
-    reading = _interpret(
-        instances, largest.uid, replace(like, name="question", questions=(asked,)), config, tell
-    )
+    route, protocol = _route_question(instances, question, serve.protocols(config))
+    _tell_choices(route, tell)
     if out is not None:
-        results.save(reading, out)
-    summary = results.summarize(reading, out or Path())
+        _clear(out)
+    reading = _interpret(instances, route.series_uid, protocol, config, tell)
+    from . import results
+
+    summary = _save(reading, route, out, tell) if out else results.summarize(reading, Path())
     kept = {key: summary[key] for key in ("series", "model", "timings_s")}
     answer: dict[str, Any] = summary["answers"][0]
     return answer | kept | ({"outputs": summary["outputs"]} if out is not None else {})
@@ -98,56 +112,108 @@ def describe(summary: dict[str, Any]) -> str:
     read = summary["series"]
     lines = [
         f"AI DRAFT - not for diagnostic use - {_model(summary)}",
-        f"series     {read['description']} ({read['instances']} instances)",
-        f"protocol   {summary['protocol']}",
+        f"series       {read['description']} ({read['instances']} instances): {read['reason']}",
+        f"protocol     {summary['protocol']}",
         *(f"  {each['id']:<16} {_told(each)}" for each in summary["answers"]),
-        *(f"{each['label']:<10} {each['path']}" for each in summary["outputs"]),
+        *(f"{each['label']:<12} {each['path']}" for each in summary["outputs"]),
     ]
     return "\n".join(lines)
 
 
 def describe_answer(answer: dict[str, Any]) -> str:
     """Say what `ask` found in lines a person reads."""
-    return f"AI DRAFT - not for diagnostic use - {_model(answer)}\n{_told(answer)}"
+    lines = [f"AI DRAFT - not for diagnostic use - {_model(answer)}", _told(answer)]
+    lines += [f"{each['label']:<12} {each['path']}" for each in answer.get("outputs", ())]
+    return "\n".join(lines)
 
 
 def import_checkpoint(source: str, out: Path) -> dict[str, Any]:
     """Verify a released checkpoint and write it in our layout; see `model.checkpoint`."""
+    from model import ModelError
+    from model.checkpoint import import_checkpoint as verify_and_write
+
     try:
         return dict(vars(verify_and_write(source, out)))
-    except model.ModelError as error:
+    except ModelError as error:
         raise BadInput(str(error)) from error
 
 
-def _interpret(
-    instances: Sequence[Instance], series_uid: str, protocol: Protocol, config: Config, tell: Tell
-) -> worker.Reading:
-    chosen = sorted(
-        (each for each in instances if each.series_uid == series_uid), key=lambda each: each.sop_uid
-    )
+# --- which series -------------------------------------------------------------------------------
+
+
+def _route_question(
+    instances: Sequence[Instance], question: str, protocols: dict[str, Protocol]
+) -> tuple[Route, Protocol]:
+    """Choose the series as the node would; a region that no protocol knows can be asked about too.
+
+    The protocol that fits lends its window and its codes.
+    """
+    summaries = routing.summarize(instances)
+    asked = (Question(ASKED, "Findings", question.strip(), target=REGION),)
     try:
-        folder = serve.ensure_checkpoint(config)
-        tell(f"loading {folder.name}")
-        lamed = load(folder, config.device, config.dtype)
-        return worker.interpret(
-            [each.path for each in chosen],
-            protocol,
-            lamed,
-            job_id=_job_id([each.sha256 for each in chosen], protocol, lamed.card),
-            created_at=datetime.now(UTC),
-            manufacturer=config.manufacturer,
-            tell=tell,
+        route = routing.route(summaries, serve.rules(protocols))
+        lender = protocols[route.protocol]
+    except NoFit:
+        anything = [Rule(ASKED, modality, (), (), 1) for modality in ("CT", "MR")]
+        route = routing.route(summaries, anything, fallback=ASKED)
+        modality = next(each.modality for each in summaries if each.uid == route.series_uid)
+        lender = _of_no_region(
+            next(each for each in protocols.values() if each.modality == modality)
         )
-    except (model.ModelError, sr_templates.TemplateError) as error:
-        raise BadInput(str(error)) from error
+    return route, replace(lender, name=ASKED, questions=asked)
+
+
+def _of_no_region(protocol: Protocol) -> Protocol:
+    """Take back what a protocol says of a region that the series may not show."""
+    return replace(
+        protocol,
+        title=f"{protocol.modality} question",
+        document_title=Code("LN", "18748-4", "Diagnostic Imaging Report"),
+        procedure=PROCEDURES[protocol.modality],
+        region=Code("SCT", "38266002", "Entire body"),  # CID 4031 has nothing wider
+    )
+
+
+def _tell_choices(route: Route, tell: Tell) -> None:
+    tell(f"protocol {route.reason}")
+    for each in sorted(route.choices, key=lambda each: not each.chosen):
+        what = "reading " if each.chosen else "skipping"
+        tell(f"{what} {each.description or each.series_uid}: {each.reason}")
 
 
 def _instances(folder: Path) -> list[Instance]:
-    instances = [_instance(path) for path in scu.find_dicom(folder)]
-    studies = {each.study_uid for each in instances}
-    if len(studies) != 1:
-        raise BadInput(f"expected the files of one study in {folder}, found {len(studies)} studies")
-    return list({each.sop_uid: each for each in instances}.values())
+    """Find the instances of the one study of a folder."""
+    paths = scu.find_dicom(folder)
+    _check_others(folder, paths)
+    if not paths:
+        raise BadInput(f"no DICOM file in {folder}")
+    instances = [_instance(path) for path in paths]
+    studies = sorted({each.study_uid for each in instances})
+    if len(studies) > 1:
+        raise BadInput(
+            f"expected the files of one study in {folder}, found {len(studies)}:"
+            f" {', '.join(studies)}"
+        )
+    return _once(instances)
+
+
+def _check_others(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuse what is called an image and is none: a copy cut short must not pass for a gap."""
+    found = folder.rglob("*") if folder.is_dir() else [folder]
+    for path in sorted(set(found) - set(paths)):
+        hidden = path.name.startswith(".")  # macOS puts "._NAME.dcm" beside every file
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not hidden:
+            raise NotDicom(f"{path} is no DICOM file (Part 10), or one that is cut short")
+
+
+def _once(instances: Sequence[Instance]) -> list[Instance]:
+    """Count a copy of a file once; two versions of an instance are for a person to sort out."""
+    kept: dict[str, Instance] = {}
+    for each in instances:
+        earlier = kept.setdefault(each.sop_uid, each)
+        if earlier.sha256 != each.sha256:
+            raise BadInput(f"{earlier.path} and {each.path} are two versions of {each.sop_uid}")
+    return list(kept.values())
 
 
 def _instance(path: Path) -> Instance:
@@ -165,14 +231,100 @@ def _instance(path: Path) -> Instance:
             received_at=datetime.now(UTC),
             modality=str(header.get("Modality") or ""),
         )
-    except (AttributeError, EOFError, OSError, ValueError, InvalidDicomError) as error:
-        raise NotDicom(f"{path} cannot be used: {error}") from error
+    except PermissionError as error:
+        raise Unavailable(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # the edge: any file may lie there, and pydicom may trip over it
+        raise NotDicom(f"{path} cannot be used: {type(error).__name__}: {error}") from error
 
 
-def _job_id(digests: Sequence[str], protocol: Protocol, card: model.Card) -> str:
-    asked = [each.text for each in protocol.questions]
-    parts = [*digests, protocol.name, *asked, card.sha256]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+# --- how it is read -----------------------------------------------------------------------------
+
+
+def _check_question(question: str) -> None:
+    """Refuse what cannot be asked before anything is loaded; the model knows its own limits."""
+    if not question.strip():
+        raise BadInput("a question is not empty")
+    if len(question) > MAXIMUM_QUESTION:
+        raise BadInput(
+            f"a question has at most {MAXIMUM_QUESTION} characters, this one {len(question)}"
+        )
+    if not question.isprintable():
+        raise BadInput("a question is one line of printable characters")
+
+
+def _interpret(
+    instances: Sequence[Instance], series_uid: str, protocol: Protocol, config: Config, tell: Tell
+) -> "Reading":
+    from model import ModelError
+    from model.checkpoint import choose, load
+
+    from . import worker
+
+    chosen = sorted(
+        (each for each in instances if each.series_uid == series_uid), key=lambda each: each.sop_uid
+    )
+    try:
+        choose(config.device, config.dtype)
+    except ModelError as error:
+        raise Unavailable(str(error)) from error
+    try:
+        folder = serve.ensure_checkpoint(config, tell)
+        tell(f"loading {folder.name}")
+        lamed = load(folder, config.device, config.dtype)
+        return worker.interpret(
+            [each.path for each in chosen],
+            protocol,
+            lamed,
+            job_id=_job_id([each.sha256 for each in chosen], protocol, lamed.card, config),
+            created_at=datetime.now(UTC),
+            manufacturer=config.manufacturer,
+            tell=tell,
+        )
+    except (ModelError, TemplateError) as error:
+        raise BadInput(str(error)) from error
+
+
+def _job_id(digests: Sequence[str], protocol: Protocol, card: "Card", config: Config) -> str:
+    """Give the same key, and with it the same UIDs, to whatever gives the same objects."""
+    told = (*digests, repr(protocol), card.sha256, config.manufacturer, config.device, config.dtype)
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+
+
+# --- what is written ----------------------------------------------------------------------------
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier run left; what is not surely ours stays, and is said."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out} is no folder")
+    found = [out / name for name in WRITTEN if (out / name).exists()]
+    if found and not _is_ours(out / SUMMARY):
+        raise BadInput(f"{found[0]} is not of an earlier run; give another folder with --out")
+    for path in found:  # the summary last: until then the rest is known to be ours
+        path.unlink()
+
+
+def _is_ours(summary: Path) -> bool:
+    try:
+        return {"series", "model", "outputs"} <= set(json.loads(summary.read_text()))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _save(reading: "Reading", route: Route, out: Path, tell: Tell) -> dict[str, Any]:
+    from . import results
+
+    summary = results.save(reading, out)
+    chosen = next(each for each in route.choices if each.chosen)
+    summary["series"] |= {"reason": chosen.reason}
+    summary["skipped"] = [
+        {"series_instance_uid": each.series_uid, "reason": each.reason}
+        for each in route.choices
+        if not each.chosen
+    ]
+    (out / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+    tell(f"written to {out}")
+    return summary
 
 
 def _model(summary: dict[str, Any]) -> str:

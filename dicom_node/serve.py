@@ -1,32 +1,39 @@
-"""The node in service: three roles, each a process, and the one that minds them.
+"""The node in service: three roles, each a process, and what they are put together from.
 
-    scp      associations, spool, completion and routing       no torch: up in a second
-    worker   reading and delivery                               holds the model
-    qa       the pages of the QA reader and the HTTP interface
+    scp      associations, spool, completion, routing, delivery    no torch: up in a second
+    worker   reading                                               holds the model
+    qa       the pages of the QA reader and the HTTP interface     no torch
 
-`role` is one of them in this process; `Supervisor` starts all three, restarts what dies, and
-drains them on SIGINT or SIGTERM.
+`role` is one of them in this process; `running` is the whole node, minded by a `Supervisor`.
 """
 
+import fcntl
 import json
 import logging
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .errors import ConfigError, NodeError, Unavailable
 from .ledger import Ledger
+from .supervisor import (
+    Supervisor,
+    Tell,
+    announce,
+    announced,
+    mind_parent,
+    settings_from,
+    stop_signal,
+    withdraw,
+)
 
 if TYPE_CHECKING:
     from sr_templates import Protocol
@@ -35,29 +42,82 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROLES = ("scp", "worker", "qa")
-DRAIN_S = 30.0
-LONGEST_PAUSE_S = 30.0
-POLL_S = 0.2
+Ready = Callable[[int], None]
+RETRY_S = 5.0
+ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 - compared with, not bound to
 
 
-def role(name: str, config: Config, *, parent: int | None = None) -> None:
-    """Run one role in this process until SIGINT, SIGTERM or the end of the parent process."""
+def serve(config: Config, greet: Callable[[dict[str, int]], None], tell: Tell) -> None:
+    """Keep the whole node up until SIGINT or SIGTERM, then drain it."""
+    stop = stop_signal()
+    with running(config, stop, tell) as supervisor:
+        if not stop.is_set():
+            greet(supervisor.ports)
+        supervisor.mind(stop)
+
+
+@contextmanager
+def running(
+    config: Config, stop: threading.Event, tell: Tell = lambda _: None
+) -> Iterator[Supervisor]:
+    """Give the supervisor of a node whose roles are all ready; drain it in the end.
+
+    Raises
+    ------
+    NodeError
+        A setting cannot be used, a port is taken, or another node serves the data folder.
+    """
+    with Supervisor(config, tell) as supervisor:
+        protocols(config)
+        api_token(config)
+        ensure_checkpoint(config, tell)
+        checkpoint_digest(config)
+        supervisor.start(stop)
+        yield supervisor
+
+
+def role(name: str, config: Config, ready: Ready, *, parent: int | None = None) -> None:
+    """Run one role in this process until SIGINT, SIGTERM or the end of the parent process.
+
+    Parameters
+    ----------
+    ready
+        Called once with the port that the role listens on; 0 for the worker.
+    """
     stop = stop_signal()
     if parent is not None:
-        threading.Thread(target=_mind_parent, args=(parent, stop), daemon=True).start()
+        mind_parent(parent, stop)
+
+    def tell(port: int) -> None:
+        announce(config, name, port=port)
+        ready(port)
+
     with Ledger(config.ledger_path) as ledger:
         ledger.event("role.started", role=name, pid=os.getpid())
-        {"scp": _scp, "worker": _worker, "qa": _qa}[name](config, ledger, stop)
+        try:
+            {"scp": _scp, "worker": _worker, "qa": _qa}[name](config, ledger, stop, tell)
+        finally:
+            withdraw(config, name)
         ledger.event("role.stopped", role=name, pid=os.getpid())
 
 
-def _scp(config: Config, ledger: Ledger, stop: threading.Event) -> None:
+def child(name: str, parent: int) -> None:
+    """Run one role under a supervisor, which hands over the settings and is told of errors."""
+    config = settings_from(sys.stdin.buffer.read())
+    try:
+        role(name, config, lambda _: None, parent=parent)
+    except NodeError as error:
+        announce(config, name, error=str(error))
+        raise SystemExit(error.exit_code) from error
+
+
+def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) -> None:
     from .intake import Intake
     from .jobs import Jobs
     from .scp import Scp
     from .spool import Spool
 
+    ensure_checkpoint(config)
     spool = Spool(config.spool_dir, ledger, minimum_free_mb=config.minimum_free_mb)
     spool.recover()
     intake = Intake(
@@ -69,141 +129,63 @@ def _scp(config: Config, ledger: Ledger, stop: threading.Event) -> None:
         quiet_s=config.quiet_s,
         open_limit_s=config.open_limit_s,
     )
+    # Here and not in the worker: a model that cannot be loaded holds no result back.
+    courier = threading.Thread(target=_deliver, args=(config, ledger, stop), name="delivery")
     with Scp(config, spool, ledger) as scp:
-        announce(config, "scp", port=scp.port)
-        intake.run(stop)
+        courier.start()
+        try:
+            ready(scp.port)
+            intake.run(stop)
+        finally:
+            stop.set()
+            courier.join()
 
 
-def _worker(config: Config, ledger: Ledger, stop: threading.Event) -> None:
-    from model.checkpoint import load
-
+def _deliver(config: Config, ledger: Ledger, stop: threading.Event) -> None:
     from . import delivery
+
+    while not stop.is_set():
+        try:
+            delivery.run(ledger, config, stop)
+        except Exception:  # the loop's edge: a locked database must not end delivery
+            log.exception("delivery.error")
+            stop.wait(RETRY_S)
+
+
+def _worker(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) -> None:
+    from model import ModelError
+    from model.checkpoint import choose, load
+
     from .jobs import Jobs
     from .worker import Worker
 
+    try:
+        choose(config.device, config.dtype)
+    except ModelError as error:
+        raise Unavailable(str(error)) from error
+    try:
+        lamed = load(ensure_checkpoint(config), config.device, config.dtype)
+    except ModelError as error:
+        raise ConfigError(f"checkpoint: {error}") from error
     worker = Worker(
         ledger,
         Jobs(ledger, maximum_attempts=config.maximum_attempts),
-        load(ensure_checkpoint(config), config.device, config.dtype),
+        lamed,
         protocols(config),
         config,
         name=f"{socket.gethostname()}:{os.getpid()}",
     )
-    courier = threading.Thread(target=delivery.run, args=(ledger, config, stop), name="delivery")
-    courier.start()
-    try:
-        announce(config, "worker", port=0)
-        worker.run(stop)
-    finally:
-        stop.set()
-        courier.join()
+    ready(0)
+    worker.run(stop)
 
 
-def _qa(config: Config, ledger: Ledger, stop: threading.Event) -> None:
+def _qa(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) -> None:
     from . import qa
 
     app = qa.create_app(ledger, results_dir=config.results_dir, api_token=api_token(config))
     with qa.Server(app, config.http_host, config.http_port) as server:
-        announce(config, "qa", port=server.port)
+        ready(server.port)
         stop.wait()
-
-
-@dataclass
-class Supervisor:
-    """Starts the roles as child processes and keeps them up.
-
-    Raises
-    ------
-    ConfigError
-        A role ended at once because of a setting; its own message has been printed.
-    Unavailable
-        A role was not ready in time.
-    """
-
-    config: Config
-    config_path: Path | None = None
-    children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    starts: dict[str, list[float]] = field(default_factory=dict)
-
-    @contextmanager
-    def running(self, ready_s: float = 120.0) -> Iterator[dict[str, int]]:
-        """Start all roles and yield the port of each when every one is ready."""
-        self.config.data_dir.mkdir(parents=True, exist_ok=True)
-        api_token(self.config)
-        ensure_checkpoint(self.config)
-        try:
-            for name in ROLES:
-                self._start(name)
-            yield self._ready(time.monotonic() + ready_s)
-        finally:
-            self._drain()
-
-    def mind(self, stop: threading.Event) -> None:
-        """Restart what dies, later each time, until told to stop."""
-        due: dict[str, float] = {}
-        while not stop.wait(POLL_S):
-            for name, child in self.children.items():
-                if child.poll() is None:
-                    continue
-                if name not in due:
-                    due[name] = time.monotonic() + self._pause(name)
-                    log.error("role.died", extra={"role": name, "code": child.returncode})
-                elif time.monotonic() >= due[name]:
-                    del due[name]
-                    self._start(name)
-
-    def _start(self, name: str) -> None:
-        _announcement(self.config, name).unlink(missing_ok=True)
-        command = [sys.executable, "-m", "dicom_node", "serve", "--only", name]
-        if self.config_path is not None:
-            command += ["--config", str(self.config_path)]
-        command += ["--parent", str(os.getpid())]
-        self.starts.setdefault(name, []).append(time.monotonic())
-        self.children[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own module
-
-    def _pause(self, name: str) -> float:
-        recent = [each for each in self.starts[name] if time.monotonic() - each < 120.0]  # noqa: PLR2004 - two minutes
-        return float(min(LONGEST_PAUSE_S, 0.5 * 2 ** len(recent)))
-
-    def _ready(self, deadline: float) -> dict[str, int]:
-        ports: dict[str, int] = {}
-        while len(ports) < len(ROLES):
-            for name, child in self.children.items():
-                ports |= _port_of(self.config, name, child)
-                if child.poll() is not None:
-                    error = (
-                        ConfigError if child.returncode == ConfigError.exit_code else Unavailable
-                    )
-                    raise error(f"the role {name} ended with code {child.returncode} at its start")
-            if time.monotonic() > deadline:
-                missing = ", ".join(sorted(set(ROLES) - set(ports)))
-                raise Unavailable(f"not ready in time: {missing}")
-            time.sleep(POLL_S / 2)
-        return ports
-
-    def _drain(self) -> None:
-        for child in self.children.values():
-            if child.poll() is None:
-                child.terminate()
-        deadline = time.monotonic() + DRAIN_S
-        for name, child in self.children.items():
-            try:
-                child.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                log.warning("role.killed", extra={"role": name})
-                child.kill()
-                child.wait()
-
-
-def serve(
-    config: Config, config_path: Path | None, greet: Callable[[dict[str, int]], None]
-) -> None:
-    """Keep the whole node up until SIGINT or SIGTERM, then drain it."""
-    stop = stop_signal()
-    supervisor = Supervisor(config, config_path)
-    with supervisor.running() as ports:
-        greet(ports)
-        supervisor.mind(stop)
 
 
 def protocols(config: Config) -> "dict[str, Protocol]":
@@ -212,14 +194,19 @@ def protocols(config: Config) -> "dict[str, Protocol]":
     Raises
     ------
     ConfigError
-        One of them is not as it must be.
+        One of them is not as it must be, or the fallback is none of them.
     """
     from sr_templates import TemplateError, load_protocols
 
     try:
-        return load_protocols(Path(config.protocols) if config.protocols else None)
+        known = load_protocols(Path(config.protocols) if config.protocols else None)
     except TemplateError as error:
         raise ConfigError(f"protocols: {error}") from error
+    if config.fallback_protocol and config.fallback_protocol not in known:
+        raise ConfigError(
+            f"fallback_protocol must be one of {', '.join(known)}, not {config.fallback_protocol!r}"
+        )
+    return known
 
 
 def rules(known: "Mapping[str, Protocol]") -> "list[Rule]":
@@ -232,33 +219,51 @@ def rules(known: "Mapping[str, Protocol]") -> "list[Rule]":
     ]
 
 
-def login_link(config: Config, port: int) -> str:
-    """Make a one-time link to the QA pages."""
+def login_link(config: Config, port: int | None = None) -> str:
+    """Make a one-time link to the QA pages; without a port, to those that are up.
+
+    Raises
+    ------
+    Unavailable
+        The system chooses the port, and the pages are not up.
+    """
     from . import qa
 
     with Ledger(config.ledger_path) as ledger:
-        return qa.login_link(ledger, f"http://{config.http_host}:{port}")
+        return qa.login_link(ledger, url(config, port))
 
 
-def announce(config: Config, name: str, *, port: int) -> None:
-    """Tell the supervisor that a role is ready, and on which port."""
-    path = _announcement(config, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"pid": os.getpid(), "port": port}))
-    partial.replace(path)
+def first_login_link(config: Config, port: int) -> str:
+    """Make a link only if none was ever made, else nothing: each is a key to the pages."""
+    with Ledger(config.ledger_path) as ledger:
+        first = not ledger.token_was_issued("login")
+    return login_link(config, port) if first else ""
+
+
+def url(config: Config, port: int | None = None) -> str:
+    """Say where a browser on this machine finds the QA pages."""
+    found = port or announced(config).get("qa") or config.http_port
+    if not found:
+        raise Unavailable("the QA pages are not up, and the system chooses their port (http_port)")
+    host = "localhost" if config.http_host in ANY_ADDRESS else config.http_host
+    return f"http://[{host}]:{found}" if ":" in host else f"http://{host}:{found}"
 
 
 def api_token(config: Config) -> str:
     """Read the token of the HTTP interface; made at the first start, readable by the owner only."""
     path = config.data_dir / "api-token"
-    config.data_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32))
-    except FileExistsError:
-        pass
+    if not path.exists():
+        with _alone(config.data_dir / "api-token.lock"):
+            if not path.exists():
+                _write_secret(path, secrets.token_urlsafe(32))
     return path.read_text().strip()
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    partial = path.with_suffix(".partial")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secret)
+    partial.replace(path)
 
 
 def checkpoint_folder(config: Config) -> Path:
@@ -268,16 +273,33 @@ def checkpoint_folder(config: Config) -> Path:
     return config.data_dir / "checkpoints" / "lamed-tiny-untrained"
 
 
-def ensure_checkpoint(config: Config) -> Path:
+def ensure_checkpoint(config: Config, tell: Tell = lambda _: None) -> Path:
     """Find the checkpoint; without a configured one the untrained tiny one is made once."""
     folder = checkpoint_folder(config)
     if config.checkpoint or (folder / "manifest.json").exists():
         return folder
+    with _alone(folder.parent / "lock"):
+        if not (folder / "manifest.json").exists():
+            tell("no checkpoint is set: making the untrained tiny one, once")
+            _make_tiny(folder)
+    return folder
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from making the same thing at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make_tiny(folder: Path) -> None:
+    # A process of its own: what calls this may be light, and stay so.
     command = [sys.executable, "-m", "model", "init", "--size", "tiny", "--out", str(folder)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - our own module
     if done.returncode:
         raise NodeError(f"cannot make the untrained checkpoint: {done.stderr.strip()}")
-    return folder
 
 
 def checkpoint_digest(config: Config) -> str:
@@ -288,38 +310,17 @@ def checkpoint_digest(config: Config) -> str:
     ConfigError
         The folder holds no checkpoint in our layout.
     """
+    return str(checkpoint_manifest(config)["sha256"])
+
+
+def checkpoint_manifest(config: Config) -> dict[str, Any]:
+    """Read who the checkpoint is, without torch; raises as `checkpoint_digest`."""
     path = checkpoint_folder(config) / "manifest.json"
     try:
-        return str(json.loads(path.read_text())["sha256"])
-    except (OSError, ValueError, KeyError) as error:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        return manifest | {"sha256": manifest["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"checkpoint: no readable manifest.json in {path.parent};"
             " `lamed-node checkpoint import` makes one from a released checkpoint"
         ) from error
-
-
-def stop_signal() -> threading.Event:
-    """Give an event that SIGINT and SIGTERM set."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
-def _mind_parent(parent: int, stop: threading.Event) -> None:
-    """Drain when the supervisor is gone: a killed one must not leave its ports taken."""
-    while os.getppid() == parent and not stop.wait(POLL_S):
-        pass
-    stop.set()
-
-
-def _announcement(config: Config, name: str) -> Path:
-    return config.data_dir / "run" / f"{name}.json"
-
-
-def _port_of(config: Config, name: str, child: subprocess.Popen[bytes]) -> dict[str, int]:
-    try:
-        told: dict[str, Any] = json.loads(_announcement(config, name).read_text())
-    except (OSError, ValueError):
-        return {}
-    return {name: int(told["port"])} if told["pid"] == child.pid else {}
