@@ -112,6 +112,40 @@ class Orthanc:
         answers = [self.post("/instances", content=path.read_bytes()) for path in paths]
         return str(answers[-1]["ParentStudy"])
 
+    def know(self, port: int, **options: bool) -> None:
+        """Let it know our AE, as the modality "lamed"."""
+        peer = {"AET": "LAMED", "Host": "127.0.0.1", "Port": port, **options}
+        self.http.put("/modalities/lamed", json=peer).raise_for_status()
+
+    def send(self, study_uid: str, port: int) -> None:
+        """Let it send all of a study to our AE, and wait until it has."""
+        self.know(port)
+        wanted = {"Resources": [self.find(study_uid)], "Synchronous": True}
+        told = self.post("/modalities/lamed/store", json=wanted)
+        assert told["FailedInstancesCount"] == 0, told
+
+    def find(self, uid: str) -> str:
+        """Look up Orthanc's own id of what has a DICOM UID."""
+        (known,) = self.post("/tools/lookup", content=uid)
+        return str(known["ID"])
+
+    def files(self, study_uid: str) -> dict[str, bytes]:
+        """Give every file of a study, by SOP Instance UID."""
+        return {
+            each["MainDicomTags"]["SOPInstanceUID"]: self.http.get(
+                f"/instances/{each['ID']}/file"
+            ).content
+            for each in self.get(f"/studies/{self.find(study_uid)}/instances")
+        }
+
+    def retrieve(self, path: str) -> list[bytes]:
+        """Retrieve instances over WADO-RS as they are stored (PS3.18 10.4)."""
+        wanted = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+        answer = self.http.get(path, headers={"Accept": wanted}).raise_for_status()
+        boundary = answer.headers["Content-Type"].split("boundary=")[1].encode()
+        pieces = answer.content.split(b"--" + boundary)[1:-1]
+        return [each.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n") for each in pieces]
+
     def get(self, path: str) -> Any:
         return self.http.get(path).raise_for_status().json()
 
