@@ -11,6 +11,7 @@ from dicom_node.config import Config
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool
+from model import tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -36,6 +37,14 @@ def missing(what: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what} is missing")
     pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained tiny checkpoint; made once for all tests, and not to be changed."""
+    folder = tmp_path_factory.mktemp("checkpoint") / tiny.NAME
+    tiny.init(folder)
+    return folder
 
 
 @pytest.fixture

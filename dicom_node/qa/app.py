@@ -92,7 +92,8 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.globals.update(states=views.STATES, told=views.told)
+        self._templates.globals.update(states=views.STATES)
+        self._templates.filters.update(told=views.told, person=views.person)
 
     def routes(self) -> list[Route]:
         """Give the routes of the pages."""

@@ -49,6 +49,15 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Line:
+    """One line of a draft: how deep it stands in the tree, what it is called, what it says."""
+
+    depth: int
+    name: str  # empty: it goes on with what the line before it said
+    text: str
+
+
+@dataclass(frozen=True)
 class Card:
     """The page of one study; `job` is the one that is shown, None if there is none yet."""
 
@@ -57,7 +66,7 @@ class Card:
     job: Job | None
     objects: Sequence[Object]
     deliveries: Sequence[Delivery]
-    draft: str
+    draft: Sequence[Line]
     picture: bool
     model: dict[str, Any]
     steps: Sequence[Step]
@@ -108,7 +117,7 @@ def card(ledger: Ledger, results_dir: Path, study: Study, job_id: str = "") -> C
         job=job,
         objects=[Object(each, _intact(each)) for each in results],
         deliveries=ledger.deliveries(job.id) if job else [],
-        draft=_text(folder / DRAFT) if results else "",
+        draft=list(lines(_text(folder / DRAFT))) if results else [],
         picture=bool(results) and (folder / PICTURE).is_file(),
         model=(job.summary.get("model") if job else None) or {},
         steps=list(timeline(ledger.events(study_uid=study.study_uid))),
@@ -143,6 +152,15 @@ def timeline(events: Sequence[Event]) -> Iterator[Step]:
         yield _step(run)
 
 
+def lines(draft: str) -> Iterator[Line]:
+    """Read a draft that was written as an indented tree of ``name: text``."""
+    for line in draft.splitlines():
+        text = line.lstrip()
+        name, colon, rest = text.partition(": ")
+        depth = (len(line) - len(text)) // 2
+        yield Line(depth, name, rest) if colon else Line(depth, "", text)
+
+
 def _step(run: Sequence[Event]) -> Step:
     first, last = run[0], run[-1]
     return Step(first.at, last.at, first.kind, len(run), told(last) if len(run) == 1 else "")
@@ -152,6 +170,13 @@ def told(event: Event) -> str:
     """Say what an event tells, in one line."""
     shown = {key: value for key, value in event.data.items() if key not in HIDDEN}
     return ", ".join(f"{key} {_plain(value)}" for key, value in shown.items() if value != "")
+
+
+def person(name: str) -> str:
+    """Write a Person Name (PS3.5 6.2.1) as people read it: the first spelling, family first."""
+    spelling = next((each for each in name.split("=") if each.strip("^ ")), "")
+    family, _, given = spelling.partition("^")
+    return ", ".join(filter(None, (family.strip(), " ".join(given.replace("^", " ").split()))))
 
 
 def _plain(value: object) -> str:
