@@ -10,8 +10,8 @@ export HF_HUB_OFFLINE = 1
 # What the installed packages follow from; a changed file makes a new stamp, and a new installation.
 STAMP      = $(VENV)/.installed-$(shell cat setup.cfg pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 STAMP_DEV  = $(STAMP)-dev
-SYSTEM_RUN  := python3-venv dcmtk
-SYSTEM_TEST := $(SYSTEM_RUN) orthanc orthanc-dicomweb orthanc-python chromium
+SYSTEM_RUN  := python3-venv
+SYSTEM_TEST := $(SYSTEM_RUN) dcmtk orthanc orthanc-dicomweb orthanc-python chromium
 
 .PHONY: run test check bench clean system-run system-test
 
@@ -21,14 +21,14 @@ run: system-run $(STAMP)
 test: system-test $(STAMP_DEV)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(STAMP_DEV)
+check: system-run $(STAMP_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	MYPYPATH=plugin $(BIN)/mypy --strict plugin/lamed_orthanc.py
 	$(BIN)/lint-imports
 
-bench: $(STAMP_DEV)
+bench: system-test $(STAMP_DEV)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 clean:
