@@ -6,23 +6,50 @@ Must not know: who uses a setting.
 The file holds the fields of `Config` at its top level and one ``[[destinations]]`` table for each
 peer that gets results. The environment wins over the file: ``LAMED_QUIET_S=5``,
 ``LAMED_DESTINATIONS=PACS@10.0.0.5:104,VIEWER@localhost:4242``.
+
+A variable that is almost a setting (``LAMED_QUITE_S``) is refused: a value that somebody set must
+not be lost to a typing error. One that resembles none is only told in the log, since others name
+variables so too: Kubernetes gives every container ``LAMED_SERVICE_HOST`` if a service is called
+``lamed``.
 """
 
+import difflib
+import logging
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final
 
 from .errors import ConfigError
 
-PREFIX = "LAMED_"
+log = logging.getLogger(__name__)
+
+PREFIX: Final = "LAMED_"
+SIMILAR: Final = 0.75  # ratio of difflib from which a name is taken for a mistyped one
+HOUR_S, WEEK_S = 3600, 604_800
+SHORTEST_S: Final = 0.05
+LONG_STRING: Final = 64
+LARGEST: Final = 1 << 53  # whole numbers above are no floats, and out of every range
+FOLDERS: Final = ("data_dir", "checkpoint", "protocols")  # here ~ is the home folder
+WORDS: Final[Mapping[type, str]] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list",
+    type(Path()): "a folder",
+}
 
 
 def _setting(default: object, text: str) -> Any:  # noqa: ANN401 - a dataclass field poses as its value
     return field(default=default, metadata={"help": text})
+
+
+def _number(default: float, least: float, most: float, text: str) -> Any:  # noqa: ANN401 - as above
+    told = f"{text}, {least:.12g} to {most:.12g}"
+    return field(default=default, metadata={"help": told, "range": (least, most)})
 
 
 @dataclass(frozen=True)
@@ -34,19 +61,24 @@ class Destination:
     port: int
 
     def __post_init__(self) -> None:
-        _check_ae_title("destination", self.ae_title)
-        _check_port("destination", self.port)
+        _check_ae_title("the ae_title of a destination", self.ae_title)
+        _check_host("the host of a destination", self.host)
+        if type(self.port) is not int or not 1 <= self.port <= 65535:  # noqa: PLR2004 - TCP's range
+            raise ConfigError(
+                f"the port of a destination must be a whole number, 1 to 65535, not {self.port!r}"
+            )
 
     def __str__(self) -> str:
         return f"{self.ae_title}@{self.host}:{self.port}"
 
     @classmethod
     def parse(cls, text: str) -> "Destination":
-        """Read ``AET@HOST:PORT``."""
-        match = re.fullmatch(r"([^@]+)@(.+):(\d+)", text.strip())
+        """Read ``AET@HOST:PORT``; an IPv6 address may stand in brackets."""
+        # An AE title may hold an @, a host may not.
+        match = re.fullmatch(r"(.+)@(\[[^@\[\]]+\]|[^@\[\]]+):([0-9]{1,5})", text.strip())
         if match is None:
             raise ConfigError(f"a destination is AET@HOST:PORT, not {text!r}")
-        return cls(match[1], match[2], int(match[3]))
+        return cls(match[1], match[2].strip("[]"), int(match[3]))
 
 
 @dataclass(frozen=True)
@@ -56,16 +88,17 @@ class Config:
     Raises
     ------
     ConfigError
-        A value is out of its range; the message names the setting, the range and the value.
+        A value is of another type or out of its range; the message names the setting, what was
+        expected and the value.
     """
 
     ae_title: str = _setting("LAMED", "our application entity title, 1 to 16 characters")
     dicom_host: str = _setting(
         "127.0.0.1", "address the SCP listens on; 0.0.0.0 for every interface"
     )
-    dicom_port: int = _setting(11112, "port of the SCP; 0 lets the system choose")
+    dicom_port: int = _number(11112, 0, 65535, "port of the SCP; 0 lets the system choose")
     http_host: str = _setting("127.0.0.1", "address of the QA pages and of the HTTP interface")
-    http_port: int = _setting(8181, "port of the QA pages; 0 lets the system choose")
+    http_port: int = _number(8181, 0, 65535, "port of the QA pages; 0 lets the system choose")
     data_dir: Path = _setting(Path("lamed-data"), "folder of spool, ledger and results")  # noqa: RUF009 - a path is a value
     checkpoint: str = _setting("", "folder of the checkpoint; empty makes the untrained tiny one")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
@@ -75,49 +108,50 @@ class Config:
         "", "protocol for a CT or MR study that no rule fits; empty refuses it"
     )
     calling_ae_titles: tuple[str, ...] = _setting((), "AE titles that may call; empty admits any")
-    maximum_associations: int = _setting(64, "associations served at once, 1 to 1000")
-    quiet_s: float = _setting(30.0, "seconds without a new instance until a study is complete")
-    open_limit_s: float = _setting(
-        3600.0, "seconds after which a study that keeps growing is taken as it is"
+    maximum_associations: int = _number(64, 1, 1000, "associations served at once")
+    quiet_s: float = _number(
+        30.0, SHORTEST_S, WEEK_S, "seconds without a new instance until a study is complete"
     )
-    minimum_free_mb: int = _setting(
-        1024, "free space in MB below which instances are refused with 0xA700"
+    open_limit_s: float = _number(
+        3600.0,
+        SHORTEST_S,
+        WEEK_S,
+        "seconds after which a study that keeps growing is taken as it is",
     )
-    lease_s: float = _setting(60.0, "seconds after which a silent worker loses its job")
-    maximum_attempts: int = _setting(3, "times a job is begun before it counts as failed")
-    delivery_attempts: int = _setting(
-        8, "times a result is sent to a destination before it is given up"
+    minimum_free_mb: int = _number(
+        1024, 0, 1_000_000_000, "free space in MB below which instances are refused with 0xA700"
     )
-    delivery_backoff_s: float = _setting(
-        5.0, "seconds before the second attempt; doubles each time"
+    lease_s: float = _number(
+        60.0, SHORTEST_S, WEEK_S, "seconds after which a silent worker loses its job"
     )
-    network_timeout_s: float = _setting(30.0, "seconds a peer may be silent")
-    manufacturer: str = _setting("LaMed Node", "Manufacturer written into results")
+    maximum_attempts: int = _number(3, 1, 100, "times a job is begun before it counts as failed")
+    delivery_attempts: int = _number(
+        100, 1, 1000, "times a result is sent to a destination before it is given up"
+    )
+    delivery_backoff_s: float = _number(
+        5.0, SHORTEST_S, HOUR_S, "seconds before the second attempt; doubles up to an hour"
+    )
+    network_timeout_s: float = _number(30.0, SHORTEST_S, HOUR_S, "seconds a peer may be silent")
+    manufacturer: str = _setting(
+        "LaMed Node", "Manufacturer written into results, 1 to 64 characters"
+    )
     destinations: tuple[Destination, ...] = _setting(
         (), "peers that get the results, AET@HOST:PORT"
     )
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            _check(each, getattr(self, each.name))
         _check_ae_title("ae_title", self.ae_title)
         for title in self.calling_ae_titles:
             _check_ae_title("calling_ae_titles", title)
-        for name in ("dicom_port", "http_port"):
-            _check_port(name, getattr(self, name), lowest=0)
-        for name in (
-            "quiet_s",
-            "open_limit_s",
-            "lease_s",
-            "delivery_backoff_s",
-            "network_timeout_s",
-        ):
-            _check_at_least(name, getattr(self, name), 0.05)
-        for name in ("maximum_associations", "maximum_attempts", "delivery_attempts"):
-            _check_at_least(name, getattr(self, name), 1)
-        _check_at_least("minimum_free_mb", self.minimum_free_mb, 0)
+        for name in ("dicom_host", "http_host"):
+            _check_host(name, getattr(self, name))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
         if self.dtype not in {"auto", "float32", "bfloat16"}:
             raise ConfigError(f"dtype must be auto, float32 or bfloat16, not {self.dtype!r}")
+        _check_long_string("manufacturer", self.manufacturer)
 
     @property
     def spool_dir(self) -> Path:
@@ -178,73 +212,130 @@ def _merge(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, dict[
     origins: dict[str, str] = {}
     for name, value in _file(path).items():
         if name not in known:
-            raise ConfigError(f"{path}: no setting is called {name!r}; see `lamed-node config`")
+            meant = _similar(name, known)
+            raise ConfigError(
+                f"{path}: no setting is called {name!r}"
+                + (f", is {meant} meant?" if meant else "; see `lamed-node config`")
+            )
         values[name], origins[name] = _typed(known[name], value), str(path)
-    for variable, text in environ.items():
-        name = variable.removeprefix(PREFIX).lower()
-        if variable.startswith(PREFIX) and name in known:
-            values[name], origins[name] = _typed(known[name], text), variable
+    for variable, setting in _variables(environ, known).items():
+        text = environ[variable]
+        values[setting.name], origins[setting.name] = (
+            _typed(setting, _parsed(setting, text)),
+            variable,
+        )
     return replace(Config(), **values), origins
+
+
+def _variables(
+    environ: Mapping[str, str], known: Mapping[str, Field[Any]]
+) -> dict[str, Field[Any]]:
+    """Find the settings among the variables; refuse what is a mistyped one."""
+    settings = {f"{PREFIX}{name.upper()}": each for name, each in known.items()}
+    unknown = [each for each in environ if each.startswith(PREFIX) and each not in settings]
+    for each in unknown:
+        meant = _similar(each.removeprefix(PREFIX).lower(), known)
+        if meant:
+            raise ConfigError(f"no setting is called {each}, is {PREFIX}{meant.upper()} meant?")
+    if unknown:
+        log.warning("config.unknown_variables", extra={"variables": ", ".join(sorted(unknown))})
+    return {each: setting for each, setting in settings.items() if each in environ}
+
+
+def _similar(name: str, known: Mapping[str, object]) -> str:
+    return next(iter(difflib.get_close_matches(name, known, 1, SIMILAR)), "")
 
 
 def _file(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors of Windows put a mark before the first byte, which TOML does not know.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
-def _typed(setting: Field[Any], value: object) -> object:
-    """Turn a TOML value or an environment string into the type of the setting's default."""
-    if setting.name == "destinations":
-        return tuple(_destination(each) for each in _items(value))
+def _parsed(setting: Field[Any], text: str) -> object:
+    """Read a variable as what TOML would give; what cannot be read stays a text, and is refused."""
     kind = type(setting.default)
     try:
-        if kind is tuple:
-            return tuple(str(each) for each in _items(value))
-        if not (kind in {int, float} and isinstance(value, bool)):
-            return cast("Callable[[object], object]", kind)(value)
-    except (TypeError, ValueError):
-        pass
-    raise ConfigError(f"{setting.name} must be {kind.__name__}, not {value!r}")
+        return kind(text) if kind in {int, float} else text
+    except ValueError:
+        return text
 
 
-def _items(value: object) -> list[Any]:
+def _typed(setting: Field[Any], value: object) -> object:
+    """Bring a value of the file to the type of the setting; another one is refused in `Config`."""
+    kind = type(setting.default)
+    if setting.name == "destinations":
+        return tuple(_destination(each) for each in _items(setting.name, value))
+    if kind is tuple:
+        return tuple(_items(setting.name, value))
+    if setting.name in FOLDERS and isinstance(value, str):
+        value = os.path.expanduser(value)  # noqa: PTH111 - an empty text stays empty
+    if isinstance(setting.default, Path) and isinstance(value, str) and value:
+        return Path(value)
+    if kind is float and type(value) is int and abs(value) < LARGEST:
+        return float(value)
+    return value
+
+
+def _items(name: str, value: object) -> list[Any]:
     if isinstance(value, str):
         return [part for part in (each.strip() for each in value.split(",")) if part]
     if isinstance(value, list):
         return value
-    raise ConfigError(f"expected a list, not {value!r}")
+    raise ConfigError(f"{name} must be a list, not {value!r}")
 
 
 def _destination(value: object) -> Destination:
     if isinstance(value, str):
         return Destination.parse(value)
-    try:
-        return Destination(**cast("dict[str, Any]", value))
-    except TypeError as error:
-        raise ConfigError(f"a destination has ae_title, host and port, not {value!r}") from error
+    if not isinstance(value, dict) or set(value) != {each.name for each in fields(Destination)}:
+        raise ConfigError(f"a destination has ae_title, host and port, not {value!r}")
+    return Destination(**value)
 
 
 def _shown(value: object) -> str:
     return ", ".join(str(each) for each in value) if isinstance(value, tuple) else str(value)
 
 
-def _check_ae_title(name: str, title: str) -> None:
-    # PS3.5 6.2: AE is 1-16 characters of the default repertoire without backslash and control.
-    if not re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", title) or not title.strip():
-        raise ConfigError(f"{name} must be an AE title of 1-16 characters, not {title!r}")
+def _check(setting: Field[Any], value: object) -> None:
+    """Check type and range; the type is that of the default, and a bool is no number."""
+    kind = type(setting.default)
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not fits or isinstance(value, bool):
+        raise ConfigError(f"{setting.name} must be {WORDS[kind]}, not {value!r}")
+    if "range" in setting.metadata:
+        least, most = setting.metadata["range"]
+        # NaN is within no range.
+        if not least <= value <= most:
+            raise ConfigError(
+                f"{setting.name} must be {WORDS[kind]}, {least:.12g} to {most:.12g}, not {value!r}"
+            )
 
 
-def _check_port(name: str, port: int, lowest: int = 1) -> None:
-    if not lowest <= port <= 65535:  # noqa: PLR2004 - the largest port
-        raise ConfigError(f"{name} must be a port from {lowest} to 65535, not {port!r}")
+def _check_ae_title(name: str, title: object) -> None:
+    # PS3.5 6.2: AE is 1-16 characters of the default repertoire without backslash and control;
+    # spaces around it do not count, so none are taken.
+    fits = isinstance(title, str) and re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", title)
+    if not fits or title != str(title).strip():
+        raise ConfigError(
+            f"{name} must be an AE title of 1-16 characters without spaces around, not {title!r}"
+        )
 
 
-def _check_at_least(name: str, value: float, lowest: float) -> None:
-    if value < lowest:
-        raise ConfigError(f"{name} must be at least {lowest}, not {value!r}")
+def _check_host(name: str, host: object) -> None:
+    if not isinstance(host, str) or not re.fullmatch(r"[^\s@\[\],]+", host):
+        raise ConfigError(f"{name} must be a host name or an address, not {host!r}")
+
+
+def _check_long_string(name: str, text: str) -> None:
+    # PS3.5 6.2: LO is at most 64 characters without backslash and control; type 1 is not empty.
+    if not text.strip() or len(text) > LONG_STRING or not text.isprintable() or "\\" in text:
+        raise ConfigError(
+            f"{name} must be 1-{LONG_STRING} characters on one line without backslash, not {text!r}"
+        )
