@@ -7,13 +7,13 @@
     │   ├── Mismatch          0xA900  400  exit 3   the data set contradicts what was announced
     │   ├── UnusableSeries            422  exit 3   the series makes no regular volume
     │   └── NoRoute                   422  exit 3   no protocol or no series fits the study
-    ├── Unavailable           0x0122  503  exit 4   a peer or a resource is not there now
+    ├── Unavailable           0xA700  503  exit 4   a peer or a resource is not there now
     │   ├── OutOfResources    0xA700  507  exit 4   no room to store the instance
     │   └── PeerError                 502  exit 4   the peer refused, was silent or hung up
     └── LedgerBroken                  500  exit 5   the hash chain does not verify
 
 The numbers stand in the classes and nowhere else: DIMSE status (PS3.7 Annex C, PS3.4 GG.4.2),
-HTTP status, exit code of the command line.
+HTTP status, exit code of the command line. Without a DIMSE status in the table no peer is told.
 """
 
 from typing import ClassVar
@@ -78,7 +78,9 @@ class NoRoute(BadInput):
 class Unavailable(NodeError):
     """A peer or a resource is not there now; trying again later may help."""
 
-    status = 0x0122
+    # PS3.4 Table B.2-1 has no "busy". 0x0122 would say that the SOP class is not supported, which
+    # no sender tries again.
+    status = 0xA700
     http_status = 503
     exit_code = 4
 
@@ -86,7 +88,6 @@ class Unavailable(NodeError):
 class OutOfResources(Unavailable):
     """There is no room to store the instance; the peer may try again."""
 
-    status = 0xA700
     http_status = 507
 
 
