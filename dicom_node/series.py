@@ -5,9 +5,10 @@ Never decodes pixels, and knows no protocol: what is done with a series is decid
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -95,34 +96,38 @@ def _summary(uid: str, members: Sequence[Instance]) -> SeriesSummary:
     sop_class_uid = max(classes, key=lambda each: (each in VOLUMES, classes[each]))
     images = [each for each in members if each.sop_class_uid == sop_class_uid]
     middle, sop_uids = images[len(images) // 2], tuple(each.sop_uid for each in images)
+    known = SeriesSummary(
+        uid,
+        middle.modality,
+        sop_class_uid,
+        study_description=middle.study_description,
+        sop_uids=sop_uids,
+    )
     if sop_class_uid not in VOLUMES:
-        return SeriesSummary(uid, middle.modality, sop_class_uid, sop_uids=sop_uids)
+        return known
     try:
-        headers = [_header(each) for each in images]
+        return _told(known, [_header(each) for each in images])
     except Exception as error:  # noqa: BLE001 - the edge of one series: the others are to be read
         log.warning("series.unreadable", extra={"series": uid, "error": type(error).__name__})
-        return SeriesSummary(
-            uid,
-            middle.modality,
-            sop_class_uid,
-            study_description=middle.study_description,
-            sop_uids=sop_uids,
-            unreadable=f"{type(error).__name__} in one of its {len(images)} headers",
-        )
+        why = f"{type(error).__name__} in one of its {len(images)} headers"
+        return replace(known, unreadable=why)
+
+
+def _told(known: SeriesSummary, headers: Sequence[Dataset]) -> SeriesSummary:
+    """Add what the headers say; the one in the middle speaks for the series."""
     header = headers[len(headers) // 2]
     places = [place for each in headers for place in _places(each)]
-    return SeriesSummary(
-        uid=uid,
+    return replace(
+        known,
         modality=_text(header, "Modality"),
-        sop_class_uid=sop_class_uid,
         description=_text(header, "SeriesDescription"),
         study_description=_text(header, "StudyDescription"),
         protocol_name=_text(header, "ProtocolName"),
         body_part=_text(header, "BodyPartExamined"),
-        image_type=_texts(header, "ImageType"),
-        sop_uids=sop_uids,
-        slices=len(places),
-        positions=None if None in places else len(set(places)),
+        # Of any of its images: one localizer among them spoils the volume.
+        image_type=tuple(dict.fromkeys(v for each in headers for v in _texts(each, "ImageType"))),
+        slices=sum(frames for _, frames in places),
+        positions=None if any(at is None for at, _ in places) else len({at for at, _ in places}),
         slice_thickness_mm=_thickness(header),
         axial=_axial(header),
         kernel=" ".join(_texts(header, "ConvolutionKernel")),
@@ -155,23 +160,31 @@ def _text(header: Dataset, keyword: str) -> str:
 
 def _numbers(value: object) -> tuple[float, ...] | None:
     try:
-        return tuple(map(float, value))  # type: ignore[call-overload]
+        numbers = tuple(map(float, value))  # type: ignore[call-overload]
     except (TypeError, ValueError):
         return None
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
-def _places(header: Dataset) -> Iterator[tuple[int, ...] | None]:
-    """Tell where each frame lies, in steps of `SAME_MM`; None where it is not said."""
-    frames = _value(header, "PerFrameFunctionalGroupsSequence") or []
-    for group in frames or [None] * _frame_count(header):
-        plane = header if group is None else _item(group, "PlanePositionSequence")
-        position = _numbers(_value(plane, "ImagePositionPatient"))
-        yield None if position is None else tuple(round(each / SAME_MM) for each in position)
+def _places(header: Dataset) -> Iterator[tuple[tuple[int, ...] | None, int]]:
+    """Tell where frames lie, in steps of `SAME_MM`, None where it is not said; and how many do."""
+    groups = _value(header, "PerFrameFunctionalGroupsSequence")
+    if not groups:
+        # The number is only a claim: nothing of its size is made.
+        yield _place(header), _frame_count(header)
+        return
+    for group in groups:
+        yield _place(_item(group, "PlanePositionSequence")), 1
+
+
+def _place(plane: Dataset) -> tuple[int, ...] | None:
+    position = _numbers(_value(plane, "ImagePositionPatient"))
+    return None if position is None else tuple(round(each / SAME_MM) for each in position)
 
 
 def _frame_count(header: Dataset) -> int:
     count = _numbers([_value(header, "NumberOfFrames")])
-    return int(count[0]) if count else 1
+    return max(1, int(count[0])) if count else 1
 
 
 def _item(group: Dataset, keyword: str) -> Dataset:
