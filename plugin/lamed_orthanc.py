@@ -33,6 +33,7 @@ from urllib.parse import quote, urlsplit
 import orthanc
 
 FINAL = ("done", "rejected", "failed")
+UNKNOWN = "no such study"  # the node's word; any other web server may answer 404
 OURS = "AI DRAFT"  # the first words of the SeriesDescription of everything that the node makes
 METADATA = {"LamedState": 4242, "LamedForwarded": 4243}  # numbers, where UserMetadata has none
 PROPERTY = 4242
@@ -45,6 +46,7 @@ LONGEST_REASON = 500
 SEND_POLL_S = 0.5
 FOLLOW_S = (1.0, 1.5, 15.0)  # first pause, growth, longest: between questions to the node
 RETRY_S = (1.0, 2.0, 60.0)  # the same, after a failure
+RESEND_S = (1.0, 4.0, 3600.0)  # the same, before all images are sent again
 BEHIND_S = 120.0  # how far the worker may be behind Orthanc's log of changes
 PAGE = 1000  # changes read at once
 
@@ -146,13 +148,15 @@ class Node:
         if status in {401, 403}:
             told = "LaMed.TokenFile must name the node's api-token file"
             raise Waiting(f"the node refuses our token: {told}")
-        if status == http.HTTPStatus.NOT_FOUND:
-            raise NotThere("the node does not know the study: are Node and Url the same node?")
         try:
             answer = json.loads(body)
         except ValueError:
             answer = None
-        if status not in {200, 202} or not isinstance(answer, dict) or not answer.get("state"):
+        if not isinstance(answer, dict):
+            answer = {}
+        if status == http.HTTPStatus.NOT_FOUND and answer.get("error") == UNKNOWN:
+            raise NotThere("the node does not know the study: are Node and Url the same node?")
+        if status not in {200, 202} or not answer.get("state"):
             raise Waiting(f"{SETTINGS.Url} does not answer as a LaMed Node: HTTP status {status}")
         return answer
 
@@ -296,6 +300,7 @@ class Work:
     due: float = 0.0
     pause: float = 0.0
     retry: float = 0.0
+    resend: float = 0.0
     job: str = ""  # Orthanc's, while it sends
     sending: dict[str, str] = field(default_factory=dict)
 
@@ -385,13 +390,14 @@ class Forwarder:
             ended = work.step(work, study)
         except (Waiting, orthanc.OrthancException) as why:
             study.tell("waiting", str(why) if isinstance(why, Waiting) else f"Orthanc: {why}")
-            if isinstance(why, NotThere):
+            lost = isinstance(why, NotThere)
+            if lost:
                 study.write("LamedForwarded", "{}")
-            if work.job or isinstance(why, NotThere):
+            if work.job or lost:
                 work.step, work.job = self._look, ""
-            first, growth, longest = RETRY_S
-            work.retry = min(longest, max(first, work.retry * growth))
-            work.due = time.monotonic() + work.retry
+            work.retry = _longer(work.retry, RETRY_S)
+            work.resend = _longer(work.resend, RESEND_S) if lost else work.resend
+            work.due = time.monotonic() + (work.resend if lost else work.retry)
             return False
         work.due = time.monotonic() + work.pause
         return ended
@@ -444,10 +450,14 @@ class Forwarder:
     def _heard(self, work: Work, study: Study, ask: Callable[[str], tuple[str, str]]) -> bool:
         state, reason = ask(study.uid)
         changed = study.tell(state, reason)
-        first, growth, longest = FOLLOW_S
-        work.pause = first if changed else min(longest, max(first, work.pause * growth))
+        work.pause = _longer(0.0 if changed else work.pause, FOLLOW_S)
         work.retry = 0.0
         return state in FINAL
+
+
+def _longer(pause: float, steps: tuple[float, float, float]) -> float:
+    first, growth, longest = steps
+    return min(longest, max(first, pause * growth))
 
 
 def _store(instances: list[str]) -> str:

@@ -84,8 +84,9 @@ class Node:
         study = self.ledger.study(study_uid)
         return (study.state, study.reason) if study else ("", "")
 
-    def kinds(self, kind: str) -> int:
-        return sum(each.kind == kind for each in self.ledger.events())
+    def kinds(self, kind: str, study_uid: str | None = None) -> int:
+        """Count the events of a kind, of one study or of all."""
+        return sum(each.kind == kind for each in self.ledger.events(study_uid=study_uid))
 
     def job(self, study_uid: str) -> Job:
         return self.jobs.for_study(study_uid)[-1]
@@ -114,8 +115,9 @@ class Answering(Node):
     def answer(self, instances: list[Dataset], to: str) -> dict[str, Dataset]:
         """Read a study that is complete, and deliver a real SEG and two real SR."""
         self.intake.step()
-        job = self.jobs.claim(WORKER, 60)
-        assert job is not None
+        study_uid = str(instances[0].StudyInstanceUID)
+        claimed = iter(lambda: self.jobs.claim(WORKER, 60), None)
+        job = next(each for each in claimed if each.study_uid == study_uid)
         made = drafts.encoded(job.protocol, instances=instances, job_id=job.id)
         paths = sample.write(list(made.values()), self.config.results_dir / job.id)
         results = [
@@ -137,12 +139,12 @@ class Reading(Node):
         lamed: model.LaMed,
         orthanc: Orthanc,
         *,
-        called: str = "ORTHANC",
+        to: str = "",
         **options: Any,
     ) -> None:
         known = {"rules": serve.rules(protocols()), "model_digest": lamed.card.sha256}
-        to = Destination(called, "127.0.0.1", orthanc.dicom_port)
-        super().__init__(folder, **known, destinations=(to,), **options)
+        destinations = (Destination.parse(to or orthanc.address),)
+        super().__init__(folder, **known, destinations=destinations, **options)
         self.worker = Worker(self.ledger, self.jobs, lamed, protocols(), self.config, name=WORKER)
 
     def take(self, orthanc: Orthanc, study_uid: str) -> Job:

@@ -22,7 +22,7 @@ PLUGINS = Path("/usr/share/orthanc/plugins")
 PYTHON, DICOMWEB = PLUGINS / "libOrthancPython.so", PLUGINS / "libOrthancDicomWeb.so"
 OUR_PLUGIN = Path(__file__).parent.parent / "plugin" / "lamed_orthanc.py"
 
-START_S, STOP_S = 30.0, 30.0
+START_S, STOP_S = 60.0, 60.0
 
 
 class Orthanc:
@@ -70,6 +70,11 @@ class Orthanc:
         return int(self.settings["DicomPort"])
 
     @property
+    def address(self) -> str:
+        """AET@HOST:PORT, as a destination of results is written."""
+        return f"{self.ae_title}@127.0.0.1:{self.dicom_port}"
+
+    @property
     def log(self) -> str:
         path = self.folder / "orthanc.log"
         return path.read_text(errors="replace") if path.exists() else ""
@@ -79,7 +84,7 @@ class Orthanc:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.stop(signal.SIGKILL)  # nothing in its folder is needed any more, and it is quicker
         self.http.close()
 
     def start(self) -> None:
@@ -96,7 +101,13 @@ class Orthanc:
         raise RuntimeError(f"Orthanc did not start:\n{self.log[-2000:]}")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End the process that we started, by its id: SIGTERM asks it to, SIGKILL is a crash."""
+        """End the process that we started, by its id: SIGTERM asks it to, SIGKILL is a crash.
+
+        Raises
+        ------
+        subprocess.TimeoutExpired
+            It did not end by itself.
+        """
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
@@ -106,6 +117,7 @@ class Orthanc:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            raise
 
     def upload(self, paths: Sequence[Path]) -> str:
         """Store files over REST and return Orthanc's id of the study of the last one."""

@@ -1,116 +1,46 @@
 """The plugin in a real Orthanc, against the real parts of the node."""
 
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import drafts
 import pytest
-from orthanc_server import OUR_PLUGIN, PYTHON, Orthanc, eventually, free_ports, with_our_plugin
+from node import TOKEN, Answering
+from orthanc_server import OUR_PLUGIN, PYTHON, Orthanc, eventually, with_our_plugin
 from pydicom import Dataset
 
-from dicom_node import delivery, qa, sample
-from dicom_node.config import Config
-from dicom_node.intake import Intake
-from dicom_node.jobs import Jobs, State
-from dicom_node.ledger import Ledger
-from dicom_node.records import Result
-from dicom_node.routing import Rule
-from dicom_node.scp import Scp
-from dicom_node.spool import Spool
+from dicom_node import sample
 
-pytestmark = pytest.mark.orthanc
-
-RULES = [Rule("ct_chest", "CT", ("CHEST",), ("CHEST",), 5), Rule("mr_brain", "MR", (), ("T1",), 5)]
-TOKEN = "a-token-that-is-not-guessed"
-WORKER = "test"
+pytestmark = [pytest.mark.orthanc, pytest.mark.slow]
 
 
-class Node:
-    """The node's reception, routing, queue, ledger, HTTP interface and delivery, all real.
-
-    Only the reading is left to the test: `answer` encodes and delivers a real draft.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        dicom_port, self.http_port = free_ports(2)
-        self.config = Config(
-            dicom_port=dicom_port, data_dir=folder, minimum_free_mb=1, network_timeout_s=5
-        )
-        self.ledger = Ledger(self.config.ledger_path)
-        self.jobs = Jobs(self.ledger)
-        rules = {"rules": RULES, "model_digest": "0f", "fallback": ""}
-        # An hour: only the plugin's word makes a study complete.
-        self.intake = Intake(self.ledger, self.jobs, **rules, quiet_s=3600, open_limit_s=3600)
-        self._up = ExitStack()
-
-    def start(self) -> None:
-        config, ledger = self.config, self.ledger
-        spool = Spool(config.spool_dir, ledger, minimum_free_mb=1)
-        self._up.enter_context(Scp(config, spool, ledger))
-        app = qa.create_app(ledger, results_dir=config.results_dir, api_token=TOKEN)
-        self._up.enter_context(qa.Server(app, "127.0.0.1", self.http_port))
-
-    def stop(self) -> None:
-        self._up.close()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        self.ledger.close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http_port}"
-
-    def received(self, study_uid: str) -> set[str]:
-        return {each.sop_uid for each in self.ledger.instances(study_uid)}
-
-    def state(self, study_uid: str) -> str:
-        study = self.ledger.study(study_uid)
-        return study.state if study else ""
-
-    def kinds(self, kind: str) -> int:
-        return sum(each.kind == kind for each in self.ledger.events())
-
-    def answer(self, instances: list[Dataset], orthanc: Orthanc) -> dict[str, Dataset]:
-        """Read a study that is complete, and deliver a real SEG and two real SR to Orthanc."""
-        self.intake.step()
-        job = self.jobs.claim(WORKER, 60)
-        assert job is not None
-        made = drafts.encoded(job.protocol, instances=instances, job_id=job.id)
-        paths = sample.write(list(made.values()), self.config.results_dir / job.id)
-        results = [
-            Result(job.id, label, ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID, path, "")
-            for (label, ds), path in zip(made.items(), paths, strict=True)
-        ]
-        to = f"{orthanc.ae_title}@127.0.0.1:{orthanc.dicom_port}"
-        self.ledger.record_results(job.id, results, [to], {})
-        self.jobs.finish(job.id, WORKER, State.DONE)
-        (due,) = self.ledger.due_deliveries()
-        assert delivery.deliver(self.ledger, self.config, due), "Orthanc did not take the results"
-        return made
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answering]:
+    with Answering(tmp_path_factory.mktemp("node")) as started:
+        yield started
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    with Node(tmp_path / "node") as started:
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory, node: Answering) -> Iterator[Orthanc]:
+    with plugged(tmp_path_factory.mktemp("orthanc"), node) as started:
         yield started
 
 
 @pytest.fixture
-def orthanc(tmp_path: Path, node: Node) -> Iterator[Orthanc]:
-    with plugged(tmp_path, node) as started:
+def fresh(tmp_path: Path) -> Iterator[Answering]:
+    """A node of the test's own, to be stopped and forgotten."""
+    with Answering(tmp_path / "node") as started:
         yield started
 
 
-def plugged(tmp_path: Path, node: Node, **lamed: Any) -> Any:
+def plugged(tmp_path: Path, node: Answering, **lamed: Any) -> Any:
     token = tmp_path / "api-token"
     if not token.exists():
         token.write_text(TOKEN + "\n")
@@ -123,10 +53,14 @@ def plugged(tmp_path: Path, node: Node, **lamed: Any) -> Any:
     )
 
 
-def study(tmp_path: Path, **options: Any) -> tuple[list[Dataset], list[Path]]:
-    instances = drafts.series(**options)
+def study(tmp_path: Path, seed: int = 0, **options: Any) -> tuple[list[Dataset], list[Path]]:
+    instances = drafts.series(seed=seed, **options)
     folder = tmp_path / "sent" / str(instances[0].SeriesInstanceUID)
     return instances, sample.write(instances, folder)
+
+
+def uid(instances: list[Dataset]) -> str:
+    return str(instances[0].StudyInstanceUID)
 
 
 def uids(instances: list[Dataset]) -> set[str]:
@@ -139,27 +73,27 @@ def told(orthanc: Orthanc, study_id: str) -> str:
 
 
 def settled(orthanc: Orthanc) -> None:
-    """Wait until every study is stable and the plugin has nothing in work."""
+    """Wait until every study is stable, and until the plugin has nothing of them in work."""
     eventually(lambda: all(each["IsStable"] for each in orthanc.get("/studies?expand")))
     eventually(lambda: orthanc.get("/lamed/status")["pending"] == 0)
 
 
 def test_a_stable_study_reaches_the_node_and_its_results_end_it(
-    orthanc: Orthanc, node: Node, tmp_path: Path
+    orthanc: Orthanc, node: Answering, tmp_path: Path
 ) -> None:
-    instances, paths = study(tmp_path)
-    study_uid = str(instances[0].StudyInstanceUID)
+    instances, paths = study(tmp_path, seed=1)
+    study_uid = uid(instances)
     study_id = orthanc.upload(paths)
     eventually(lambda: node.received(study_uid) == uids(instances))
-    eventually(lambda: node.kinds("study.completion_requested") == 1)
+    eventually(lambda: node.kinds("study.completion_requested", study_uid) == 1)
     eventually(lambda: told(orthanc, study_id) == "receiving")
 
-    made = node.answer(instances, orthanc)
+    made = node.answer(instances, orthanc.address)
     eventually(lambda: told(orthanc, study_id) == "done")
     settled(orthanc)
     # The results made the study stable once more, and nothing was sent again.
-    assert node.kinds("instance.stored") == len(instances)
-    assert node.kinds("instance.duplicate") == 0
+    assert node.kinds("instance.stored", study_uid) == len(instances)
+    assert node.kinds("instance.duplicate", study_uid) == 0
     assert told(orthanc, study_id) == "done"
     assert orthanc.get(f"/lamed/studies/{study_id}") == {
         "study_uid": study_uid,
@@ -172,126 +106,76 @@ def test_a_stable_study_reaches_the_node_and_its_results_end_it(
 
 
 def test_images_that_come_later_are_sent_and_only_they(
-    orthanc: Orthanc, node: Node, tmp_path: Path
+    orthanc: Orthanc, node: Answering, tmp_path: Path
 ) -> None:
-    instances, paths = study(tmp_path)
-    study_uid = str(instances[0].StudyInstanceUID)
+    instances, paths = study(tmp_path, seed=2)
+    study_uid = uid(instances)
     study_id = orthanc.upload(paths)
     eventually(lambda: told(orthanc, study_id) == "receiving")
-    node.answer(instances, orthanc)
+    node.answer(instances, orthanc.address)
     eventually(lambda: told(orthanc, study_id) == "done")
 
-    late, paths = study(tmp_path, study_uid=study_uid, seed=2)
+    late, paths = study(tmp_path, seed=3, study_uid=study_uid)
     orthanc.upload(paths)
     eventually(lambda: node.received(study_uid) == uids(instances + late))
-    eventually(lambda: told(orthanc, study_id) == "receiving")
-    assert node.kinds("instance.duplicate") == 0
-    assert node.kinds("study.completion_requested") == 2
+    eventually(lambda: told(orthanc, study_id) == "receiving: late images")
+    assert node.kinds("instance.duplicate", study_uid) == 0
+    assert node.kinds("study.completion_requested", study_uid) == 2
 
 
 def test_what_the_node_refuses_is_said_with_its_reason(
-    orthanc: Orthanc, node: Node, tmp_path: Path
+    orthanc: Orthanc, node: Answering, tmp_path: Path
 ) -> None:
-    _, paths = study(tmp_path, description="KNEE", body_part="KNEE")
+    instances, paths = study(tmp_path, seed=4, description="KNEE", body_part="KNEE")
     study_id = orthanc.upload(paths)
     eventually(lambda: told(orthanc, study_id) == "receiving")
-    assert node.intake.step() == 1
+    node.intake.step()
     eventually(lambda: told(orthanc, study_id).startswith("rejected: "))
     assert "KNEE" in orthanc.get(f"/lamed/studies/{study_id}")["reason"]
-
-
-def test_a_node_that_is_down_is_waited_for(tmp_path: Path) -> None:
-    instances, paths = study(tmp_path)
-    with Node(tmp_path / "node") as node:
-        node.stop()
-        with plugged(tmp_path, node) as orthanc:
-            study_id = orthanc.upload(paths)
-            eventually(lambda: told(orthanc, study_id).startswith("waiting: node unreachable"))
-            answer = orthanc.get("/lamed/status")
-            assert not answer["reachable"]
-            assert answer["problem"].startswith("node unreachable")
-            node.start()
-            eventually(lambda: told(orthanc, study_id) == "receiving")
-            assert node.received(str(instances[0].StudyInstanceUID)) == uids(instances)
-            # It goes away again while the plugin asks it for the state.
-            node.stop()
-            eventually(lambda: told(orthanc, study_id).startswith("waiting: node unreachable"))
-            node.start()
-            eventually(lambda: told(orthanc, study_id) == "receiving")
-            assert node.kinds("instance.stored") == len(instances)
-
-
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_a_restart_of_orthanc_in_the_middle_loses_nothing(
-    tmp_path: Path, node: Node, end: signal.Signals
-) -> None:
-    instances, paths = study(tmp_path)
-    study_uid = str(instances[0].StudyInstanceUID)
-    with plugged(tmp_path, node) as orthanc:
-        # Not stable yet: Orthanc itself will not tell of this study after the restart.
-        study_id = orthanc.upload(paths)
-        assert not orthanc.get(f"/studies/{study_id}")["IsStable"]
-        orthanc.stop(end)
-        orthanc.start()
-        eventually(lambda: told(orthanc, study_id) == "receiving")
-        assert node.received(study_uid) == uids(instances)
-        # While the node works.
-        orthanc.stop(end)
-        orthanc.start()
-        node.answer(instances, orthanc)
-        eventually(lambda: told(orthanc, study_id) == "done")
-        settled(orthanc)
-        assert node.kinds("instance.stored") == len(instances)
+    assert node.state(uid(instances))[0] == "rejected"
 
 
 def test_only_the_ct_and_mr_series_of_a_study_are_sent(
-    orthanc: Orthanc, node: Node, tmp_path: Path
+    orthanc: Orthanc, node: Answering, tmp_path: Path
 ) -> None:
-    instances, paths = study(tmp_path, name="mr_brain")
-    study_uid = str(instances[0].StudyInstanceUID)
+    instances, _ = study(tmp_path, seed=5, name="mr_brain")
     foreign = list(drafts.encoded("mr_brain", instances=instances).values())
     for each in foreign:
         each.SeriesDescription = "Measurements of another vendor"
     # An image that calls itself MR and our draft is ours, whatever made it.
-    ours = sample.series(modality="MR", shape=(1, 20, 24), study_uid=study_uid, seed=3)
+    ours = sample.series(modality="MR", shape=(1, 20, 24), study_uid=uid(instances), seed=6)
     ours[0].SeriesDescription = "AI DRAFT: picture"
-    more = sample.write(foreign + ours, tmp_path / "more")
-    study_id = orthanc.upload(paths + more)
+    study_id = orthanc.upload(sample.write([*instances, *foreign, *ours], tmp_path / "all"))
     eventually(lambda: told(orthanc, study_id) == "receiving")
-    assert node.received(study_uid) == uids(instances)
+    assert node.received(uid(instances)) == uids(instances)
 
 
 def test_a_study_without_ct_or_mr_is_left_alone(
-    orthanc: Orthanc, node: Node, tmp_path: Path
+    orthanc: Orthanc, node: Answering, tmp_path: Path
 ) -> None:
-    instances, _ = study(tmp_path)
+    instances, _ = study(tmp_path, seed=7)
     for each in instances:
         each.Modality = "US"
     study_id = orthanc.upload(sample.write(instances, tmp_path / "us"))
-    settled(orthanc)
-    assert told(orthanc, study_id) == ""
-    assert node.ledger.studies() == []
+    eventually(lambda: orthanc.get(f"/studies/{study_id}")["IsStable"])
     answer = orthanc.http.post(f"/lamed/studies/{study_id}/send")
     assert answer.status_code == 409
     assert answer.json() == {"error": "the study has no CT or MR images"}
+    assert told(orthanc, study_id) == ""
+    assert node.received(uid(instances)) == set()
 
 
-def test_a_study_is_sent_by_hand(tmp_path: Path, node: Node) -> None:
-    instances, paths = study(tmp_path)
-    study_uid = str(instances[0].StudyInstanceUID)
-    with plugged(tmp_path, node, AutoForward=False) as orthanc:
-        study_id = orthanc.upload(paths)
-        settled(orthanc)
-        assert orthanc.get(f"/lamed/studies/{study_id}")["state"] == ""
-        assert node.ledger.studies() == []
-        for number in (1, 2):  # asked again, all of it goes again
-            answer = orthanc.post(f"/lamed/studies/{study_id}/send")
-            assert answer["asked"]
-            eventually(lambda: node.received(study_uid) == uids(instances))
-            sent = number * len(instances)
-            eventually(lambda sent=sent: node.kinds("instance.stored") == sent or sent)
-            eventually(lambda: told(orthanc, study_id) == "receiving")
-        eventually(lambda: node.kinds("instance.duplicate") == len(instances))
+def test_a_study_that_is_deleted_is_forgotten(
+    orthanc: Orthanc, node: Answering, tmp_path: Path
+) -> None:
+    instances, paths = study(tmp_path, seed=8)
+    study_id = orthanc.upload(paths)
+    eventually(lambda: told(orthanc, study_id) == "receiving")
+    pending = orthanc.get("/lamed/status")["pending"]
+    orthanc.http.delete(f"/studies/{study_id}").raise_for_status()
+    eventually(lambda: orthanc.get("/lamed/status")["pending"] == pending - 1)
+    # The node keeps what it has.
+    assert node.received(uid(instances)) == uids(instances)
 
 
 def test_requests_that_make_no_sense_get_an_error_and_a_sentence(orthanc: Orthanc) -> None:
@@ -305,57 +189,130 @@ def test_requests_that_make_no_sense_get_an_error_and_a_sentence(orthanc: Orthan
     assert orthanc.http.post("/lamed/status").status_code == 405
 
 
-@pytest.mark.parametrize(
-    ("token", "said"),
-    [
-        ("not-the-token", "the node refuses our token"),
-        ("two lines\r\nX-Injected: 1", "is not one printable word"),
-        ("", "is not one printable word"),
-        ("\N{SNOWMAN}", "no token can be read"),
-    ],
-)
-def test_a_wrong_token_is_said_on_the_study_until_it_is_right(
-    tmp_path: Path, node: Node, token: str, said: str
-) -> None:
+def test_a_node_that_is_down_is_waited_for(tmp_path: Path, fresh: Answering) -> None:
     instances, paths = study(tmp_path)
-    (tmp_path / "api-token").write_text(token)
-    with plugged(tmp_path, node) as orthanc:
+    fresh.stop()
+    with plugged(tmp_path, fresh) as orthanc:
         study_id = orthanc.upload(paths)
-        eventually(lambda: told(orthanc, study_id).startswith("waiting: "))
-        assert said in eventually(
-            lambda: "token" in told(orthanc, study_id) and told(orthanc, study_id)
+        eventually(lambda: told(orthanc, study_id).startswith("waiting: node unreachable"))
+        answer = orthanc.get("/lamed/status")
+        assert not answer["reachable"]
+        assert answer["problem"].startswith("node unreachable")
+        fresh.start()
+        eventually(lambda: told(orthanc, study_id) == "receiving")
+        assert fresh.received(uid(instances)) == uids(instances)
+        # It goes away again while the plugin asks it for the state.
+        fresh.stop()
+        eventually(lambda: told(orthanc, study_id).startswith("waiting: node unreachable"))
+        fresh.start()
+        eventually(lambda: told(orthanc, study_id) == "receiving")
+        assert fresh.kinds("instance.stored") == len(instances)
+
+
+def test_a_node_that_lost_the_study_gets_it_again(tmp_path: Path, fresh: Answering) -> None:
+    instances, paths = study(tmp_path)
+    with plugged(tmp_path, fresh) as orthanc, Answering(tmp_path / "other") as other:
+        study_id = orthanc.upload(paths)
+        eventually(lambda: told(orthanc, study_id) == "receiving")
+        fresh.stop()
+        other.stop()
+        other.config = replace(other.config, dicom_port=fresh.config.dicom_port)
+        other.http_port = fresh.http_port
+        other.start()
+        eventually(lambda: other.received(uid(instances)) == uids(instances), 60)
+        eventually(lambda: told(orthanc, study_id) == "receiving")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_of_orthanc_in_the_middle_loses_nothing(
+    tmp_path: Path, node: Answering, end: signal.Signals
+) -> None:
+    instances, paths = study(tmp_path, seed=20 + end)
+    with plugged(tmp_path, node) as orthanc:
+        # Not stable yet: Orthanc itself will not tell of this study after the restart.
+        study_id = orthanc.upload(paths)
+        assert not orthanc.get(f"/studies/{study_id}")["IsStable"]
+        orthanc.stop(end)
+        orthanc.start()
+        eventually(lambda: told(orthanc, study_id) == "receiving")
+        assert node.received(uid(instances)) == uids(instances)
+        # While the node works.
+        orthanc.stop(end)
+        orthanc.start()
+        node.answer(instances, orthanc.address)
+        eventually(lambda: told(orthanc, study_id) == "done")
+        settled(orthanc)
+        assert node.kinds("instance.stored", uid(instances)) == len(instances)
+
+
+def test_a_study_is_sent_by_hand(tmp_path: Path, node: Answering) -> None:
+    instances, paths = study(tmp_path, seed=10)
+    with plugged(tmp_path, node, AutoForward=False) as orthanc:
+        study_id = orthanc.upload(paths)
+        settled(orthanc)
+        assert orthanc.get(f"/lamed/studies/{study_id}")["state"] == ""
+        assert node.received(uid(instances)) == set()
+        for known in (0, len(instances)):  # asked again, all of it goes again
+            assert orthanc.post(f"/lamed/studies/{study_id}/send")["asked"]
+            eventually(lambda: told(orthanc, study_id) == "receiving")
+            eventually(lambda n=known: node.kinds("instance.duplicate", uid(instances)) == n)
+            assert node.received(uid(instances)) == uids(instances)
+
+
+def test_a_wrong_token_is_said_until_it_is_right(tmp_path: Path, node: Answering) -> None:
+    instances, paths = study(tmp_path, seed=11)
+    wrong = {
+        "two lines\r\nX-Injected: 1": "is not one printable word",
+        "": "is not one printable word",
+        "\N{SNOWMAN}": "no token can be read",
+        "not-the-token": "the node refuses our token",
+    }
+    with plugged(tmp_path, node) as orthanc:
+        for token, said in wrong.items():
+            (tmp_path / "api-token").write_text(token)
+            assert said in orthanc.get("/lamed/status")["problem"]
+        study_id = orthanc.upload(paths)
+        eventually(
+            lambda: told(orthanc, study_id).startswith("waiting: the node refuses our token")
         )
-        assert said in orthanc.get("/lamed/status")["problem"]
         (tmp_path / "api-token").write_text(TOKEN)
         eventually(lambda: told(orthanc, study_id) == "receiving")
-        assert node.received(str(instances[0].StudyInstanceUID)) == uids(instances)
+        assert node.received(uid(instances)) == uids(instances)
         assert TOKEN not in orthanc.log
 
 
-def test_a_node_that_lost_the_study_gets_it_again(tmp_path: Path, node: Node) -> None:
-    instances, paths = study(tmp_path)
-    study_uid = str(instances[0].StudyInstanceUID)
-    with plugged(tmp_path, node) as orthanc:
+def test_another_web_server_is_not_taken_for_the_node(tmp_path: Path, node: Answering) -> None:
+    instances, paths = study(tmp_path, seed=12)
+    with web_server(tmp_path) as url, plugged(tmp_path, node, Url=url) as orthanc:
+        said = f"{url} does not answer as a LaMed Node: HTTP status"
+        assert orthanc.get("/lamed/status")["problem"] == f"{said} 404"
         study_id = orthanc.upload(paths)
-        eventually(lambda: told(orthanc, study_id) == "receiving")
-        node.stop()
-        with Node(tmp_path / "fresh") as fresh:
-            fresh.stop()
-            fresh.config = replace(fresh.config, dicom_port=node.config.dicom_port)
-            fresh.http_port = node.http_port
-            fresh.start()
-            eventually(lambda: fresh.received(study_uid) == uids(instances), 30)
+        eventually(lambda: told(orthanc, study_id) == f"waiting: {said} 501")
+        # What the node has is not sent again and again.
+        assert node.kinds("instance.stored", uid(instances)) == len(instances)
+        assert node.kinds("instance.duplicate", uid(instances)) == 0
 
 
-def test_a_study_that_is_deleted_is_forgotten(tmp_path: Path) -> None:
-    _, paths = study(tmp_path)
-    with Node(tmp_path / "node") as node:
-        node.stop()
-        with plugged(tmp_path, node) as orthanc:
-            study_id = orthanc.upload(paths)
-            eventually(lambda: told(orthanc, study_id).startswith("waiting: "))
-            orthanc.http.delete(f"/studies/{study_id}").raise_for_status()
-            eventually(lambda: orthanc.get("/lamed/status")["pending"] == 0)
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    """Serve a folder, as any web server does: 404 for what is not there, 501 for a POST."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_node_that_orthanc_has_no_address_of_is_named(tmp_path: Path, node: Answering) -> None:
+    _, paths = study(tmp_path, seed=13)
+    with plugged(tmp_path, node, Node="elsewhere") as orthanc:
+        study_id = orthanc.upload(paths)
+        said = "waiting: Orthanc's DicomModalities has no 'elsewhere'"
+        assert eventually(lambda: told(orthanc, study_id)) == said
 
 
 @pytest.mark.parametrize(
