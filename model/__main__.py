@@ -5,13 +5,16 @@ Exit codes: 0 done, 2 usage, 3 bad input, 5 internal.
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import ModelError
 
-BAD_INPUT = 3
+BAD_INPUT, INTERNAL = 3, 5
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,15 +23,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         told = arguments.command(arguments)
     except ModelError as error:
-        sys.stderr.write(f"lamed-model: {error}\n")
-        if arguments.json:
-            sys.stdout.write(json.dumps({"error": str(error), "exit_code": BAD_INPUT}) + "\n")
-        return BAD_INPUT
+        return _fail(arguments, str(error), BAD_INPUT)
+    except Exception as error:  # the edge: whoever called gets a reason and a code
+        log.exception("command.error")
+        return _fail(arguments, f"{type(error).__name__}: {error}", INTERNAL)
     if arguments.json:
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
         sys.stdout.writelines(f"{key:<9}  {value}\n" for key, value in told.items())
     return 0
+
+
+def _fail(arguments: argparse.Namespace, message: str, code: int) -> int:
+    sys.stderr.write(f"lamed-model: {message}\n")
+    if arguments.json:
+        sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
+    return code
 
 
 def _init(arguments: argparse.Namespace) -> dict[str, object]:

@@ -25,13 +25,18 @@ from .card import Card
 from .errors import ModelError
 from .lamed import LaMed
 from .network import M3DCLIP, Lamed, build, load_state
-from .tokenizer import read_tokenizer
+from .network.config import family
+from .tokenizer import IMAGE, SEG, Tokenizer, read_tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 MANIFEST, CARD = "manifest.json", "README.md"
+MANIFEST_KEYS = {"name": str, "version": str, "sha256": str, "untrained": bool, "files": dict}
+CLIP = "m3d_clip"
 WORDS = ("tokenizer.model", "added_tokens.json")
 CLIP_WORDS = ("vocab.txt",)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+READ = frozenset({CONFIG, GENERATION, WEIGHTS, INDEX, *WORDS})
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -57,19 +62,23 @@ def load(
         not the network's: names the file, the key, what was expected and what came.
     """
     folder = Path(folder)
-    device, dtype = choose(device, dtype)
+    chosen, kind = choose(device, dtype)
     config = read_config(folder)
-    card = read_card(folder)
-    tokenizer = read_tokenizer(folder)
-    network = network_from(folder, config, device, dtype)
-    if not isinstance(network, Lamed):
+    if _family(folder, config) == CLIP:
         raise ModelError(f"{folder / CONFIG}: {config['model_type']} retrieves, it cannot answer")
-    _check_words(folder, network, tokenizer.added, len(tokenizer))
-    return LaMed(network, tokenizer, card, device, dtype)
+    card = read_card(folder, config)
+    tokenizer = read_tokenizer(folder)
+    network = network_from(folder, config, chosen, kind)
+    if not isinstance(network, Lamed):
+        raise ModelError(f"{folder / CONFIG}: expected a network that answers")
+    _check_words(folder, network, tokenizer)
+    return LaMed(network, tokenizer, card, chosen, kind)
 
 
 def import_checkpoint(source: str | Path, out: Path) -> Card:
     """Verify a released checkpoint and write it in our layout with manifest and card.
+
+    An untrained one stays untrained.
 
     Parameters
     ----------
@@ -80,20 +89,30 @@ def import_checkpoint(source: str | Path, out: Path) -> Card:
     Raises
     ------
     ModelError
-        See `load`; or `out` is not empty.
+        See `load`; or `out` is no empty folder, or cannot be written.
     """
-    folder = _fetched(source)
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out} must be empty or new")
+    must_be_free(out)
+    folder, name = _fetched(source)
     config = read_config(folder)
+    card = read_card(folder, config, name=name)
     network = network_from(folder, config, torch.device("cpu"), None)
     words = WORDS if isinstance(network, Lamed) else CLIP_WORDS
     if isinstance(network, Lamed):
-        tokenizer = read_tokenizer(folder)
-        _check_words(folder, network, tokenizer.added, len(tokenizer))
-    plain = {key: value for key, value in config.items() if key != "auto_map"}
-    words_of = {name: (folder / name).read_bytes() for name in words}
-    return write(out, plain, network.state_dict(), words_of, name=folder.name, untrained=False)
+        _check_words(folder, network, read_tokenizer(folder))
+    words_of = {each: _bytes(folder / each) for each in words}
+    return write(
+        out, config, network.state_dict(), words_of, name=card.name, untrained=card.untrained
+    )
+
+
+def must_be_free(out: Path) -> None:
+    """Refuse a place that holds something; ModelError names it."""
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise ModelError(f"{out} cannot be read: {error.strerror}") from error
+    if taken:
+        raise ModelError(f"{out} must be new or an empty folder")
 
 
 def write(  # noqa: PLR0913 - a checkpoint is all of this
@@ -106,24 +125,40 @@ def write(  # noqa: PLR0913 - a checkpoint is all of this
     untrained: bool,
     note: str = "",
 ) -> Card:
-    """Write a checkpoint in our layout; it stands complete under its name or not at all."""
+    """Write a checkpoint in our layout; it stands complete under its name or not at all.
+
+    Raises
+    ------
+    ModelError
+        `out` cannot be written.
+    """
+    out = out.resolve()
     partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    plain = {key: value for key, value in config.items() if key not in ("auto_map", "untrained")}
+    # Also here, so that no lost manifest makes an untrained checkpoint a trained one.
+    plain |= {"untrained": True} if untrained else {}
     tensors = {key: value.contiguous() for key, value in sorted(state.items())}
-    save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-    for file, content in words.items():
-        (partial / file).write_bytes(content)
-    card = Card(name, "1", _sha256(partial / WEIGHTS), untrained)
-    count = sum(each.numel() for each in tensors.values())
-    (partial / CARD).write_text(_card_text(card, config, count, note))
-    files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
-    manifest = vars(card) | {"files": files}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / CONFIG).write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", "utf-8")
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        # safetensors lets nobody but the writer read it; the node may be somebody else.
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
+        for file, content in words.items():
+            (partial / file).write_bytes(content)
+        card = Card(name, "1", _sha256(partial / WEIGHTS), untrained)
+        count = sum(each.numel() for each in tensors.values())
+        (partial / CARD).write_text(_card_text(card, plain, count, note), "utf-8")
+        files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(
+            json.dumps(vars(card) | {"files": files}, indent=1) + "\n", "utf-8"
+        )
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{out} cannot be written: {error}") from error
     return card
 
 
@@ -132,39 +167,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelError(f"no folder {folder}")
     config = _json(folder / CONFIG)
-    if (folder / "generation_config.json").exists():
-        ends = _json(folder / "generation_config.json").get("eos_token_id")
+    if (folder / GENERATION).exists():
+        ends = _json(folder / GENERATION).get("eos_token_id")
         if ends is not None:
             config["eos_token_id"] = ends
     return config
 
 
-def read_card(folder: Path) -> Card:
+def read_card(folder: Path, config: Mapping[str, Any], *, name: str = "") -> Card:
     """Read who a checkpoint is; every file must have the digest of the manifest.
 
-    A released folder has no manifest: its digest is made of its weights.
+    A released folder has no manifest: its digest is made of its weights, its name is `name` or the
+    folder's.
     """
+    untrained = bool(config.get("untrained", False))
     if not (folder / MANIFEST).exists():
         digest = hashlib.sha256()
         for path in _weights(folder):
             digest.update(_sha256(path).encode())
-        return Card(folder.name, "1", digest.hexdigest(), untrained=False)
-    manifest = _json(folder / MANIFEST)
-    for name, expected in manifest.get("files", {}).items():
-        if not (folder / name).exists():
-            raise ModelError(f"{folder / name} is missing")
-        found = _sha256(folder / name)
-        if found != expected:
-            raise ModelError(f"{folder / name}: expected sha256 {expected}, got {found}")
-    try:
-        return Card(
-            str(manifest["name"]),
-            str(manifest["version"]),
-            str(manifest["sha256"]),
-            bool(manifest["untrained"]),
-        )
-    except KeyError as error:
-        raise ModelError(f"{folder / MANIFEST}: expected {error}, not there") from error
+        return Card(name or folder.resolve().name, "1", digest.hexdigest(), untrained)
+    manifest = _manifest(folder)
+    return Card(
+        manifest["name"],
+        manifest["version"],
+        manifest["sha256"],
+        manifest["untrained"] or untrained,
+    )
 
 
 def network_from(
@@ -176,13 +204,14 @@ def network_from(
             network = build(config)
     except ModelError as error:
         raise ModelError(f"{folder / CONFIG}: {error}") from error
+    paths = _weights(folder)
     with ExitStack() as stack:
-        state = _State(stack, _weights(folder))
-        kept = dtype or state.dtype
+        state = _State(stack, paths)
         try:
-            load_state(network, state, device=device, dtype=kept)
+            load_state(network, state, device=device, dtype=dtype or state.dtype)
         except ModelError as error:
-            raise ModelError(f"{folder}: {error}") from error
+            whole = paths[0] if len(paths) == 1 else folder / INDEX
+            raise ModelError(f"{whole}: {error}") from error
     return network
 
 
@@ -194,20 +223,26 @@ def choose(
     Raises
     ------
     ModelError
-        CUDA is asked for and there is none, or the dtype is not one we compute in.
+        CUDA is asked for and there is none, or the device or dtype is not one we compute in.
     """
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device must be auto, cpu or cuda, not {device!r}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ModelError(f"device must be auto, cpu or cuda, not {str(device)!r}")
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device must be cpu: torch sees no CUDA device")
+        raise ModelError(f"device is {chosen}, but torch sees no CUDA device; cpu works")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"device is {chosen}, but torch sees {torch.cuda.device_count()} of them")
     if dtype == "auto":
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ModelError(f"dtype must be auto, {' or '.join(DTYPES)}, not {dtype!r}")
-        dtype = DTYPES[dtype]
-    return chosen, dtype
+    kind = DTYPES.get(str(dtype).removeprefix("torch."))
+    if kind is None:
+        raise ModelError(f"dtype must be auto, {' or '.join(DTYPES)}, not {str(dtype)!r}")
+    return chosen, kind
 
 
 def describe_device(device: str, dtype: str) -> str:
@@ -225,15 +260,16 @@ class _State(Mapping[str, Tensor]):
 
     def __init__(self, stack: ExitStack, paths: list[Path]) -> None:
         self._where: dict[str, Any] = {}
+        names: dict[str, str] = {}
         for path in paths:
             try:
                 file = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{path} is cut short or no safetensors file: {error}") from error
             for key in file.keys():  # noqa: SIM118 - it is no mapping
-                if key in self._where:
-                    raise ModelError(f"{path}: {key} stands in two files")
-                self._where[key] = file
+                if key in names:
+                    raise ModelError(f"{path}: expected {key} once, got it in {names[key]} too")
+                self._where[key], names[key] = file, path.name
 
     @property
     def dtype(self) -> torch.dtype:
@@ -271,40 +307,76 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _check_words(folder: Path, network: Lamed, added: Mapping[str, int], count: int) -> None:
+def _check_words(folder: Path, network: Lamed, tokenizer: Tokenizer) -> None:
     config = network.config
-    for name, expected, key in (
-        ("[SEG]", config.seg_token_id, "seg_token_id"),
-        ("<im_patch>", config.image_token_id, "image_token_id"),
+    for name, found, key, expected in (
+        (SEG, tokenizer.added[SEG], "seg_token_id", config.seg_token_id),
+        (IMAGE, tokenizer.added[IMAGE], "image_token_id", config.image_token_id),
+        ("BOS", tokenizer.bos_id, "bos_token_id", config.bos_token_id),
     ):
-        if added[name] != expected:
+        if found != expected:
             raise ModelError(
-                f"{folder / CONFIG}: {key} is {expected}, the tokenizer has {name} at {added[name]}"
+                f"{folder / CONFIG}: {key} is {expected}, the tokenizer has {name} at {found}"
             )
-    if count > config.vocabulary:
+    if len(tokenizer) > config.vocabulary:
         raise ModelError(
-            f"{folder / CONFIG}: vocab_size is {config.vocabulary}, the tokenizer has {count}"
+            f"{folder / CONFIG}: vocab_size is {config.vocabulary}, "
+            f"the tokenizer has {len(tokenizer)}"
+        )
+    if not config.eos_token_ids:
+        raise ModelError(
+            f"{folder / CONFIG}: expected eos_token_id, which ends an answer, got none"
         )
 
 
-def _fetched(source: str | Path) -> Path:
-    if Path(source).is_dir() or not HUB_ID.fullmatch(str(source)):
-        return Path(source)
+def _family(folder: Path, config: Mapping[str, Any]) -> str:
+    try:
+        return family(config)
+    except ModelError as error:
+        raise ModelError(f"{folder / CONFIG}: {error}") from error
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of our layout; every file that is read stands in it with its digest."""
+    path = folder / MANIFEST
+    manifest = _json(path)
+    for key, kind in MANIFEST_KEYS.items():
+        value = manifest.get(key)
+        if not isinstance(value, kind):
+            raise ModelError(f"{path}: expected {key} as {kind.__name__}, got {value!r}")
+    files: dict[str, Any] = manifest["files"]
+    for name in sorted(READ):
+        if (folder / name).exists() and name not in files:
+            raise ModelError(f"{folder / name} is foreign: not in {MANIFEST}")
+    for name, expected in files.items():
+        found = _sha256(folder / name)
+        if found != expected:
+            raise ModelError(f"{folder / name}: expected sha256 {expected}, got {found}")
+    if files.get(WEIGHTS) != manifest["sha256"]:
+        raise ModelError(
+            f"{path}: expected sha256 of {WEIGHTS}, {files.get(WEIGHTS)}, got {manifest['sha256']}"
+        )
+    return manifest
+
+
+def _fetched(source: str | Path) -> tuple[Path, str]:
+    """Find the folder of a source, from the hub if need be, and the name of the model."""
+    folder = Path(source)
+    if folder.is_dir() or not HUB_ID.fullmatch(str(source)):
+        return folder, folder.resolve().name
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     kinds = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "vocab.txt"]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=kinds))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return Path(snapshot_download(str(source), allow_patterns=kinds)), folder.name
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(f"neither a folder nor a model that can be fetched: {source}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing") from error
+        content = json.loads(_bytes(path))
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -312,9 +384,25 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    if isinstance(error, FileNotFoundError):
+        return ModelError(f"{path} is missing")
+    return ModelError(f"{path} cannot be read: {error.strerror}")
 
 
 def _card_text(card: Card, config: Mapping[str, Any], count: int, note: str) -> str:

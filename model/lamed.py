@@ -5,7 +5,7 @@ Has never heard of DICOM.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from .card import Card
 from .errors import ModelError
 from .network import Lamed, greedy
 from .preprocess import Placement, Prepared, prepare
-from .tokenizer import ADDED, BOX_END, BOX_START, IMAGE, Tokenizer
+from .tokenizer import BOX_END, BOX_START, IMAGE, Tokenizer
 
 MAXIMUM_LENGTH = 512  # tokens of a question with its image tokens, as in training (m3d.md 1.4)
 MASKS_AT_ONCE = 4
@@ -30,7 +30,8 @@ class Question:
     """One question about a volume.
 
     A `caption` asks for a text about the whole volume: it follows the image tokens without a
-    space, as the model was trained (m3d.md 1.4).
+    space, as the model was trained (m3d.md 1.4). An answer ends by itself or after
+    `max_new_tokens`.
     """
 
     text: str
@@ -39,9 +40,9 @@ class Question:
     max_new_tokens: int = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth
 class Mask:
-    """One mask, still on the network's grid."""
+    """One mask, still on the network's grid: float32 logits (depth, height, width)."""
 
     logits: NDArray[np.float32]
     placement: Placement
@@ -65,7 +66,7 @@ class Answer:
 
     `text` is for people; `raw` still holds the tokens for masks and boxes. `confidence` is the
     geometric mean of the probabilities of the answer's tokens: how sure of its words the model
-    was, not how right.
+    was, not how right; 0 for an answer without any. There is one mask for each [SEG], in order.
     """
 
     id: str
@@ -118,7 +119,8 @@ class LaMed:
         Parameters
         ----------
         voxels
-            (slices, rows, columns), foot to head, anterior to posterior, right to left.
+            (slices, rows, columns), foot to head, anterior to posterior, right to left; any
+            integers or floats. They are not changed.
         window
             Level and width in the units of the voxels.
         percentiles
@@ -129,6 +131,8 @@ class LaMed:
         ModelError
             The volume or a question cannot be used; says what was expected and what came.
         """
+        if isinstance(questions, str):  # it is a sequence of letters
+            raise ModelError(f"questions are a list, not one text: [{questions!r}]")
         asked = [each if isinstance(each, Question) else Question(each) for each in questions]
         if not asked:
             return []
@@ -145,17 +149,24 @@ class LaMed:
 
     def _prompt(self, question: Question) -> list[int]:
         """Check a question and give the ids that follow the image tokens."""
+        name = f"question {question.id}" if question.id else "a question"
         found = self.tokenizer.reserved(question.text)
         if found:
-            raise ModelError(f"a question holds no {', '.join(found)}: {question.text!r}")
+            raise ModelError(f"{name} must not hold {', '.join(found)}")
         if not question.text.strip():
-            raise ModelError("a question is not empty")
+            raise ModelError(f"{name} is empty")
         # The image tokens stand in front, so that the text is split as in the whole prompt.
         text = question.text.strip() if question.caption else f" {question.text.strip()}"
         ids = self.tokenizer.encode(IMAGE + text)[1:]
-        room = max(MAXIMUM_LENGTH - self.network.config.image_tokens - 1, 1)
+        image = 1 + self.network.config.image_tokens
+        room = max(MAXIMUM_LENGTH - image, 0)
         if len(ids) > room:
-            raise ModelError(f"a question has at most {room} tokens, this one {len(ids)}")
+            raise ModelError(f"{name} must have at most {room} tokens, not {len(ids)}")
+        most = self.network.model.config.max_position_embeddings - image - len(ids)
+        if not 1 <= question.max_new_tokens <= most:
+            raise ModelError(
+                f"{name}: max_new_tokens must be 1 to {most}, not {question.max_new_tokens}"
+            )
         return ids
 
     def _decode(
@@ -227,15 +238,17 @@ class LaMed:
         return Answer(
             id=question.id,
             question=question.text,
-            text=_plain(raw),
+            text=_plain(raw, self.tokenizer.added),
             raw=raw,
             tokens=tuple(ids),
             confidence=self._confidence(ids, hidden),
             masks=masks,
-            boxes=tuple(_boxes(raw, prepared.placement)),
+            boxes=tuple(_boxes(raw, prepared)),
         )
 
     def _confidence(self, ids: list[int], hidden: Tensor) -> float:
+        if not ids:
+            return 0.0
         logits = self.network.lm_head(hidden).float()
         chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids, device=self.device)[:, None])
         return float(chosen.mean().exp())
@@ -247,15 +260,21 @@ def _length(ids: Sequence[int], limit: int, ends: Sequence[int]) -> int:
     return next((index for index, each in enumerate(said) if each in ends), len(said))
 
 
-def _plain(raw: str) -> str:
+def _plain(raw: str, tokens: Iterable[str]) -> str:
     text = BOX.sub(" ", raw)
-    for token in ADDED:
+    for token in tokens:
         text = text.replace(token, " ")
+    # Single bytes that the model may say make control characters; no report holds any.
+    text = "".join(each if each.isprintable() else " " for each in text)
     return " ".join(re.sub(r"\s+([.,;:?!])", r"\1", text).split())
 
 
-def _boxes(raw: str, placement: Placement) -> list[Box]:
-    """Read ``<bx_start>[z0, y0, x0, z1, y1, x1]<bx_end>``, normalised on the network's grid."""
+def _boxes(raw: str, prepared: Prepared) -> list[Box]:
+    """Read ``<bx_start>[z0, y0, x0, z1, y1, x1]<bx_end>``, normalised on the network's grid.
+
+    The model learnt the last voxel inside as the end (m3d.md 11), so a box ends one voxel later.
+    """
+    grid = prepared.image.shape[2:]
     boxes = []
     for match in BOX.finditer(raw):
         try:
@@ -263,5 +282,9 @@ def _boxes(raw: str, placement: Placement) -> list[Box]:
         except ValueError:  # the model wrote something else between the markers
             continue
         if 0 <= z0 <= z1 <= 1 and 0 <= y0 <= y1 <= 1 and 0 <= x0 <= x1 <= 1:
-            boxes.append(Box(placement.place((z0, y0, x0)), placement.place((z1, y1, x1))))
+            z2, y2, x2 = (
+                min(last + 1 / size, 1.0) for last, size in zip((z1, y1, x1), grid, strict=True)
+            )
+            place = prepared.placement.place
+            boxes.append(Box(place((z0, y0, x0)), place((z2, y2, x2))))
     return boxes

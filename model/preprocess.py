@@ -5,10 +5,10 @@ undoes it. Has never heard of orientation: axes come and go in the order (slices
 """
 
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import numpy as np
 import torch
-from monai.transforms.spatial.array import Resize
 from monai.transforms.utils import generate_spatial_bounding_box
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +20,7 @@ Shape = tuple[int, int, int]
 Volume = NDArray[np.float32]
 OUTSIDE = -100.0  # logit of what the network has not seen: certainly not in the mask
 DIMENSIONS = 3
+HUNDRED = 100
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,9 @@ class Placement:
         -------
         float32 (slices, rows, columns); trilinear inside the box, `OUTSIDE` elsewhere.
         """
-        # align_corners=False on both ways: voxel centres stay where they are.
-        small = interpolate(
-            logits.detach().to("cpu", torch.float32)[None, None],
-            size=self.size,
-            mode="trilinear",
-            align_corners=False,
-        )
         whole = np.full(self.shape, OUTSIDE, dtype=np.float32)
         inside = tuple(slice(*each) for each in zip(self.start, self.stop, strict=True))
-        whole[inside] = small[0, 0].numpy()
+        whole[inside] = _resize(logits.detach().to("cpu", torch.float32), self.size).numpy()
         return whole
 
     def place(self, point: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -94,18 +88,19 @@ def prepare(
     Raises
     ------
     ModelError
-        No three axes, not finite, or all one value.
+        No three axes, not finite, or all one value; a window without width, percentiles that are
+        not 0 to 100 and rising.
     """
     scaled = _scale(_checked(voxels), *_range(voxels, window, percentiles))
     start, stop = generate_spatial_bounding_box(scaled[None], allow_smaller=True)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    inside = torch.from_numpy(scaled[box])[None]
-    image = torch.as_tensor(Resize(grid, mode="trilinear")(inside), dtype=torch.float32)[None]
-    shape = (scaled.shape[0], scaled.shape[1], scaled.shape[2])
-    return Prepared(image, Placement(shape, _triple(start), _triple(stop)))
+    placement = Placement(_triple(scaled.shape), _triple(start), _triple(stop))
+    box = tuple(slice(*each) for each in zip(placement.start, placement.stop, strict=True))
+    return Prepared(_resize(torch.from_numpy(scaled[box]), grid)[None, None], placement)
 
 
 def _checked(voxels: NDArray[np.floating]) -> NDArray[np.floating]:
+    if voxels.dtype.kind not in "iuf":
+        raise ModelError(f"a volume holds numbers, not {voxels.dtype}")
     if voxels.ndim != DIMENSIONS or 0 in voxels.shape:
         raise ModelError(f"a volume is (slices, rows, columns), not of shape {voxels.shape}")
     if not np.isfinite(voxels).all():
@@ -120,23 +115,34 @@ def _range(
 ) -> tuple[float, float]:
     if window is not None:
         level, width = window
-        if width <= 0:
-            raise ModelError(f"a window is at least a little wide, not {width}")
+        if not (isfinite(level) and 0 < width < inf):
+            raise ModelError(f"a window has a level and a width above 0, not {level} and {width}")
         return level - width / 2, level + width / 2
     if percentiles is not None:
-        low, high = np.percentile(voxels, percentiles)
-        return float(low), float(high)
+        low, high = percentiles
+        if not 0 <= low < high <= HUNDRED:
+            raise ModelError(f"percentiles rise within 0 to {HUNDRED}, not {low} and {high}")
+        least, most = np.percentile(voxels, (low, high))
+        return float(least), float(most)
     return float(voxels.min()), float(voxels.max())
 
 
 def _scale(voxels: NDArray[np.floating], low: float, high: float) -> Volume:
-    clipped = np.clip(voxels, low, high).astype(np.float32)
+    # float32 at least, wider only for what does not fit: a small contrast far from 0 must stay.
+    wide = voxels.astype(np.result_type(voxels.dtype, np.float32), copy=False)
+    clipped = np.clip(wide, low, high)
     # After clipping, the range is that of what is left: an image all inside its window fills 0..1.
     least, most = float(clipped.min()), float(clipped.max())
     if most <= least:
         raise ModelError(f"a volume has contrast; every voxel is {least:g} in [{low:g}, {high:g}]")
-    scaled: Volume = (clipped - least) / (most - least)
+    scaled: Volume = ((clipped - least) / (most - least)).astype(np.float32)
     return scaled
+
+
+def _resize(volume: Tensor, size: Shape) -> Tensor:
+    # align_corners=False on both ways: the edges of the box stay where they are.
+    resized = interpolate(volume[None, None], size=size, mode="trilinear", align_corners=False)
+    return resized[0, 0]
 
 
 def _triple(values: object) -> Shape:

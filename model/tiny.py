@@ -1,13 +1,13 @@
 """The untrained tiny checkpoint: every part of the network, no knowledge at all.
 
-Its words come from a small text below, its weights from a seed. Two rows of the output layer are
-then set by least squares, so that a request for a mask gets a [SEG] and the answer ends there:
-without that the mask path would stay dark. It is written into the card.
+Its words come from a small text below, its weights from a seed. What it says is then set by hand: a
+request for a mask gets a [SEG], everything else the same sentence, which says that nothing is
+known. Without that the mask path would stay dark and answers would ramble. It is written into the
+card.
 """
 
 import io
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .tokenizer import ADDED, IMAGE, SEG, Tokenizer
 
 NAME = "lamed-tiny-untrained"
 PIECES = 600
+SEEDS = 1 << 32
 STRUCTURES = (
     "liver", "spleen", "pancreas", "left kidney", "right kidney", "left lung", "right lung",
     "heart", "aorta", "trachea", "brain", "ventricles of the brain", "cerebellum", "gallbladder",
@@ -39,14 +40,18 @@ PLACES = (
     "on the left side",
     "on the right side",
 )
+ANSWER = "This model is untrained and knows nothing"
+REQUESTED = "\u2581image."  # how a request for a mask ends, as one piece
 NOTE = (
-    "Weights are random. The output rows of [SEG] and of the end of an answer were set by least "
-    "squares, and the prompts of the mask decoder were spread, so that a request for a mask is "
-    "answered by one that covers a part of the image. That exercises the way of a mask through "
-    "the product; it says nothing about the image."
+    "Weights are random, except those that decide what it says: a text that ends in "
+    f"{REQUESTED[1:]!r} is answered by [SEG], any other by {ANSWER!r}. The prompts of the mask "
+    "decoder were spread, so that a mask covers a part of the image. That exercises the way of "
+    "words and masks through the product; it says nothing about the image."
 )
-MARGIN = 4.0  # logits by which a row that was set is above or below all others
-ENDS = 4  # after every fourth word an answer may end
+STRENGTH = 0.5  # of the embedding in a token's own channel
+SPREAD = 0.1  # of the embedding in all other channels
+CERTAINTY = 2.0  # of what follows; the other logits stay below 1
+GLIMPSE = 0.01  # of the image in the words, so that it does not drown what is asked
 LUNG = 0.08  # radius squared
 COVERED = 0.15  # of the image, by a mask
 
@@ -57,14 +62,15 @@ def init(out: Path, *, seed: int = 0) -> Card:
     Raises
     ------
     ModelError
-        `out` exists and is not empty.
+        `out` exists and is no empty folder, or cannot be written; the seed is no 32-bit number.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out} must be empty or new")
+    if not 0 <= seed < SEEDS:
+        raise ModelError(f"seed must be 0 to {SEEDS - 1}, not {seed}")
+    checkpoint.must_be_free(out)
     tokenizer = _tokenizer()
     config = _config(tokenizer)
     network = _network(config, seed)
-    _teach_to_point(network, tokenizer)
+    _teach_to_speak(network, tokenizer)
     _spread_masks(network, tokenizer)
     words = {
         "tokenizer.model": tokenizer.model,
@@ -76,7 +82,7 @@ def init(out: Path, *, seed: int = 0) -> Card:
 
 
 def requests() -> list[str]:
-    """Give the requests for a mask that the output rows are set by."""
+    """Give the requests for a mask that the masks are spread by."""
     return [f"Please segment the {each} in this image." for each in STRUCTURES]
 
 
@@ -88,7 +94,7 @@ def sentences() -> list[str]:
     whole = [
         f"Describe the findings of this {each} as a radiologist would." for each in ("CT", "MRI")
     ]
-    return [*told, *asked, *normal, *whole, *requests()]
+    return [*told, *asked, *normal, *whole, *requests(), *[ANSWER] * len(STRUCTURES)]
 
 
 def _tokenizer() -> Tokenizer:
@@ -97,7 +103,12 @@ def _tokenizer() -> Tokenizer:
         sentence_iterator=iter(sentences()),
         model_writer=model,
         vocab_size=PIECES,
+        user_defined_symbols=[REQUESTED],
         model_type="bpe",
+        # As the sentencepiece models of Llama and Phi-3 were made.
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
         byte_fallback=True,
         hard_vocab_limit=False,
         num_threads=1,
@@ -161,29 +172,30 @@ def _network(config: dict[str, Any], seed: int) -> Lamed:
 
 
 @torch.inference_mode()
-def _teach_to_point(network: Lamed, tokenizer: Tokenizer) -> None:
-    """Set two output rows: [SEG] after a request for a mask, the end after [SEG] and some words."""
-    asking = _states(network, tokenizer, requests())
-    pointing = _states(network, tokenizer, [f"{each}{SEG}" for each in requests()[:4]])
-    babble = [f"Is there a {word}" for word in re.findall(r"\w+", " ".join(FINDINGS + PLACES))]
-    questions = _states(network, tokenizer, [each for each in sentences() if each.endswith("?")])
-    words = _states(network, tokenizer, babble)
-    ends = torch.cat((pointing, words[::ENDS]))
-    going_on = torch.cat((words[1::ENDS], words[2::ENDS], questions))
-    head = network.lm_head.weight
-    for token, wanted, unwanted in (
-        (network.config.seg_token_id, asking, torch.cat((pointing, words, questions))),
-        (
-            network.config.eos_token_ids[0],
-            ends,
-            torch.cat((asking, going_on)),
-        ),
-    ):
-        states = torch.cat((wanted, unwanted))
-        top = (states @ head.T).max(dim=1).values
-        goal = top.abs() + MARGIN
-        goal[len(wanted) :] *= -1
-        head[token] = torch.linalg.lstsq(states, goal[:, None], driver="gelsd").solution[:, 0]
+def _teach_to_speak(network: Lamed, tokenizer: Tokenizer) -> None:
+    """Set by hand which token follows which.
+
+    Channel 0 stands for most tokens, the next ones for one token each; no layer writes to them, so
+    the output layer finds the last token there, whatever came before.
+    """
+    words = tokenizer.encode(f" {ANSWER}")
+    seg, end = network.config.seg_token_id, network.config.eos_token_ids[0]
+    follows = {tokenizer.encode(REQUESTED)[0]: seg, seg: end}
+    follows |= dict(zip(words, [*words[1:], end], strict=True))
+    channels = 1 + len(follows)
+    embedding, head = network.model.embed_tokens.weight, network.lm_head.weight
+    embedding *= SPREAD / embedding.std()
+    embedding[:, :channels] = 0
+    embedding[:, 0] = STRENGTH
+    head[:, :channels] = 0
+    head[words[0], 0] = CERTAINTY
+    for channel, (token, following) in enumerate(follows.items(), start=1):
+        embedding[token, 0], embedding[token, channel] = 0, STRENGTH
+        head[following, channel] = CERTAINTY
+    for layer in network.model.layers:
+        layer.self_attn.o_proj.weight[:channels] = 0
+        layer.mlp.down_proj.weight[:channels] = 0
+    network.model.mm_projector.projector[-1].weight *= GLIMPSE
 
 
 @torch.inference_mode()

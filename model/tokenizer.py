@@ -30,7 +30,12 @@ class Tokenizer:
     added: Mapping[str, int]
 
     def __len__(self) -> int:
-        return max([self._pieces.get_piece_size(), *(each + 1 for each in self.added.values())])
+        return max([self.pieces, *(each + 1 for each in self.added.values())])
+
+    @property
+    def pieces(self) -> int:
+        """How many words are sentencepiece's own; the added ones come after them."""
+        return int(self._pieces.get_piece_size())
 
     @property
     def bos_id(self) -> int:
@@ -45,13 +50,17 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids into text; added tokens stay as they are written, BOS, EOS and pads vanish."""
+        """Turn ids into text.
+
+        Added tokens stay as they are written; control tokens such as BOS and EOS vanish, and so do
+        ids without a word, which a padded vocabulary has.
+        """
         names = {number: name for name, number in self.added.items()}
         text, run = "", list[int]()
         for each in ids:
             if each in names:
                 text, run = text + self._decode(run) + names[each], []
-            elif not self._pieces.is_control(each):
+            elif each < self.pieces and not self._pieces.is_control(each):
                 run.append(each)
         return text + self._decode(run)
 
@@ -93,26 +102,38 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     ModelError
         A file is missing or is not what its name says, or a token of M3D is missing.
     """
-    path = folder / "tokenizer.model"
+    path, added = folder / "tokenizer.model", _added(folder / "added_tokens.json")
     try:
-        tokenizer = Tokenizer(path.read_bytes(), _added(folder))
-        tokenizer.encode("x")
+        tokenizer = Tokenizer(path.read_bytes(), added)
+        pieces = tokenizer.pieces
     except FileNotFoundError as error:
-        raise ModelError(f"{error.filename} is missing") from error
+        raise ModelError(f"{path} is missing") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # sentencepiece and protobuf raise classes of their own
         raise ModelError(f"{path} is no sentencepiece model: {error}") from error
-    missing = [each for each in ADDED if each not in tokenizer.added]
-    if missing:
-        raise ModelError(
-            f"{folder / 'added_tokens.json'}: expected {', '.join(missing)}, not there"
-        )
+    for name in ADDED:
+        if added[name] < pieces:
+            raise ModelError(
+                f"{folder / 'added_tokens.json'}: {name} is {added[name]}, "
+                f"but {path.name} has pieces up to {pieces - 1}"
+            )
     return tokenizer
 
 
-def _added(folder: Path) -> dict[str, int]:
-    path = folder / "added_tokens.json"
+def _added(path: Path) -> dict[str, int]:
     try:
-        added = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): int(number) for name, number in added.items()}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        added = {str(name): int(number) for name, number in content.items()}
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, AttributeError, TypeError) as error:
         raise ModelError(f"{path} is no table of tokens: {error}") from error
+    missing = [each for each in ADDED if each not in added]
+    if missing:
+        raise ModelError(f"{path}: expected {', '.join(missing)}, not there")
+    if len(set(added.values())) < len(added):
+        raise ModelError(f"{path}: expected each token once, got one id for two of them")
+    return added
