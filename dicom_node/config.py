@@ -105,7 +105,7 @@ class Config:
     dtype: str = _setting("auto", "auto (float32 on cpu, bfloat16 on cuda), float32, bfloat16")
     protocols: str = _setting("", "folder of further protocol TOML files; same names replace ours")
     fallback_protocol: str = _setting(
-        "", "protocol for a CT or MR study that no rule fits; empty refuses it"
+        "", "protocol for a CT or MR study whose region nothing names; empty refuses it"
     )
     calling_ae_titles: tuple[str, ...] = _setting((), "AE titles that may call; empty admits any")
     maximum_associations: int = _number(64, 1, 1000, "associations served at once")

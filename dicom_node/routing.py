@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 
 from pydicom.uid import UID
 
@@ -31,26 +32,43 @@ COMPOUNDS = {
     "ABDOMENPELVIS": "ABDOMEN PELVIS",
     "CHESTABDOMEN": "CHEST ABDOMEN",
     "CHESTABDPELVIS": "CHEST ABDOMEN PELVIS",
+    "HEADNECK": "HEAD NECK",
     "NECKCHEST": "NECK CHEST",
     "NECKCHESTABDOMEN": "NECK CHEST ABDOMEN",
     "NECKCHESTABDPELV": "NECK CHEST ABDOMEN PELVIS",
 }
-# Words for regions that a rule may not know: a series that names one is not read as something
-# else because the study as a whole names that too ("CT neck and chest").
-ELSEWHERE = frozenset(
-    """
-    neck hals cou cuello collo шея шеи spine cspine tspine lspine sspine cervical lumbar hws bws
-    lws wirbelsaule rachis columna colonna позвоночник позвоночника pelvis becken bassin bacino
-    таз таза hip hufte hanche cadera anca knee knie genou rodilla ginocchio колено shoulder
-    schulter epaule hombro spalla плечо elbow wrist hand finger foot ankle toe leg calf thigh
-    femur arm forearm humerus extremity heart breast sinus sinuses orbit face jaw
-    """.split()  # noqa: SIM905 - words read better so
+# What a word says of the region, whether or not a rule is for it: a series that names one region
+# is not read as another because the study as a whole names that too ("CT head and chest").
+REGIONS = {
+    "head": """head brain skull cranium cranial cerebral kopf schädel gehirn hirn tête crâne cerveau
+        cabeza cráneo cerebro testa encefalo голова головы мозг мозга череп 头 頭 脑 脳 颅""",
+    "face": "face facial jaw mandible orbit orbits sinus sinuses nnh pituitary sella",
+    "neck": "neck hals cou cuello collo шея шеи larynx pharynx thyroid carotid 颈 頸",
+    "chest": """chest thorax thoracic thoraco lung lungs pulmonary mediastinum lunge thorakal poumon
+        poumons thoracique tórax torace pulmón pulmones polmone грудь груди грудная грудной легкие
+        легких огк 胸 肺""",
+    "abdomen": """abdomen abdominal abd liver kidney kidneys renal pancreas spleen bauch oberbauch
+        leber niere nieren milz abdominale foie rénal hígado addome fegato colon живот брюшная
+        брюшной печень почки обп 腹 肝""",
+    "pelvis": """pelvis pelvic becken unterbauch bassin pelvien bacino таз таза prostate prostata
+        uterus bladder blase rectum 盆""",
+    "spine": """spine spinal vertebral cspine tspine lspine sspine cervical lumbar sacrum hws bws
+        lws wirbelsäule rachis columna colonna позвоночник позвоночника 椎""",
+    "limb": """hip hips hüfte hanche cadera anca shoulder schulter épaule hombro spalla плечо elbow
+        wrist hand finger foot ankle toe leg legs bein calf thigh femur femoral tibia knee knie
+        genou rodilla ginocchio колено arm forearm humerus humeral extremity 膝 肩 髋""",
+    "heart": "heart herz coeur corazón cuore сердце coronary koronar",
+    "breast": "breast mamma mammae",
+}
+TRUNK = ("head", "neck", "chest", "abdomen", "pelvis")  # one scan is of one stretch of it
+LETTER = r"[^\W\d_]"
+LOCALIZER = re.compile(
+    rf"(?<!{LETTER})(locali[sz]\w*|lokalis\w*|loc|scouts?|topo|topogram\w*|surview|survey|scanogra\w*"
+    rf"|tripilot|ubersicht\w*|топограм\w*|локала\w*)(?!{LETTER})|(定位|位置決)"
 )
-LOCALIZERS = frozenset(
-    {"localizer", "localiser", "loc", "scout", "topogram", "surview", "scanogram", "топограмма"}
-)
-PROJECTIONS = frozenset(
-    {"mip", "minip", "mpr", "vrt", "projection", "reformat", "reformats", "reformatted"}
+PROJECTION = re.compile(
+    rf"(?<!{LETTER})((?:m|min|max|mean|avg)[ _-]?ips?|mprs?|cpr|vrt|projection\w*|reformat\w*"
+    rf"|render\w*)(?!{LETTER})"
 )
 # Siemens names kernels by a letter and a sharpness, Canon by FC and a number.
 SHARP_KERNEL = re.compile(r"\b[a-z]{1,2}(5[5-9]|[6-9]\d)[a-z]?\b|fc[358]\d", re.IGNORECASE)
@@ -143,23 +161,22 @@ def route(series: Sequence[SeriesSummary], rules: Sequence[Rule], *, fallback: s
     Parameters
     ----------
     fallback
-        The protocol for a study that no rule fits; empty refuses it.
+        The protocol for a study whose region nothing names; empty refuses it. If the rules are of
+        this protocol alone, somebody asks for it, and what the series are called does not count.
 
     Raises
     ------
     NoFit
         Says what was seen, and what would have been needed.
     """
-    refused = {each.uid: next(_refusals(each, rules), "") for each in series}
+    series = sorted(series, key=lambda each: each.uid)
+    asked = all(rule.protocol == fallback for rule in rules)
+    refused = {each.uid: next(_refusals(each, rules, asked=asked), "") for each in series}
     readable = [each for each in series if not refused[each.uid]]
     claims = [claim for each in readable for claim in _claims(each, rules)]
     if not claims:
-        claims = [
-            _Claim(each, rule, _Strength.FALLBACK, "the region is unknown, this is the fallback")
-            for rule in rules
-            for each in readable
-            if rule.protocol == fallback and rule.modality == each.modality
-        ]
+        rules_left = [rule for rule in rules if rule.protocol == fallback]
+        claims = [c for each in readable for c in _last_claims(each, rules_left, asked=asked)]
     fitting = [each for each in claims if each.series.slices >= each.rule.minimum_slices]
     if not fitting:
         refused |= {each.uid: _unfit(each, claims) for each in readable}
@@ -177,21 +194,32 @@ def route(series: Sequence[SeriesSummary], rules: Sequence[Rule], *, fallback: s
     )
 
 
-def _refusals(series: SeriesSummary, rules: Sequence[Rule]) -> Iterator[str]:
+def _refusals(series: SeriesSummary, rules: Sequence[Rule], *, asked: bool) -> Iterator[str]:
     """Say why a series can be read by no protocol at all; nothing if one might."""
     wanted = sorted({rule.modality for rule in rules})
-    words = _words(f"{' '.join(series.image_type)} {series.description}")
     if series.sop_class_uid not in VOLUMES:
         yield f"{UID(series.sop_class_uid).name}: not a CT or MR image"
     if series.unreadable:
         yield f"cannot be read: {series.unreadable}"
     if series.modality not in wanted:
         yield f"modality {series.modality or 'unknown'}, protocols exist for {', '.join(wanted)}"
-    if words & LOCALIZERS:
-        yield f"a localizer ({', '.join(sorted(words & LOCALIZERS))})"
-    if words & PROJECTIONS:
-        yield f"reformatted or projected ({', '.join(sorted(words & PROJECTIONS))})"
-    if series.positions is not None and series.positions < series.slices:
+    yield from _oddities(series)
+    if not asked and _contradicts(
+        series, [rule for rule in rules if rule.modality == series.modality]
+    ):
+        said = f"yet the series is called {series.description!r}"
+        yield f"Body Part Examined is {series.body_part!r}, {said}"
+
+
+def _oddities(series: SeriesSummary) -> Iterator[str]:
+    """Say why a series is no plain stack of original slices."""
+    for pattern, what in ((LOCALIZER, "a localizer"), (PROJECTION, "reformatted or projected")):
+        found = _found(pattern, (*series.image_type, series.description))
+        if found:
+            yield f"{what} ({found})"
+    if series.positions is None:
+        yield "its images do not say where in the patient they lie"
+    elif series.positions < series.slices:
         several = f"{series.slices} images at {series.positions} places"
         yield f"{several}: several phases, echoes or b-values"
 
@@ -199,40 +227,105 @@ def _refusals(series: SeriesSummary, rules: Sequence[Rule]) -> Iterator[str]:
 def _claims(series: SeriesSummary, rules: Sequence[Rule]) -> list[_Claim]:
     """Find the rules that may read a series, by the surest thing it says."""
     mine = [rule for rule in rules if rule.modality == series.modality]
-    named = [rule for rule in mine if _names(series.body_part, rule)]
-    if named and _contradicts(series.description, named, mine):
-        why = f"Body Part Examined is {series.body_part!r}, yet the series is called"
-        why = f"{why} {series.description!r}"
-        return [_Claim(series, rule, _Strength.STUDY, why) for rule in named]
-    sources = [
-        (_Strength.BODY_PART, "Body Part Examined is", series.body_part),
-        (_Strength.DESCRIPTION, "the series is called", series.description),
-    ]
-    if not _words(_expanded(f"{series.body_part} {series.description}")) & ELSEWHERE:
-        said = f"{series.study_description} {series.protocol_name}".strip()
-        sources.append((_Strength.STUDY, "the study is called", said))
-    for strength, what, text in sources:
-        named = [rule for rule in mine if _names(text, rule)]
-        if named:
-            return [_Claim(series, rule, strength, f"{what} {text!r}") for rule in named]
-    return []
-
-
-def _contradicts(description: str, named: Sequence[Rule], rules: Sequence[Rule]) -> bool:
-    """Tell whether a description is of another region: one body part is set for a whole exam."""
-    said = [rule for rule in rules if _names(description, rule)]
+    body, said = _named(series.body_part, mine), _named(series.description, mine)
+    if body:
+        # Of several regions in Body Part Examined the series may be one.
+        named = [rule for rule in body if rule in said] or body
+        why = f"Body Part Examined is {series.body_part!r}"
+        return [_Claim(series, rule, _Strength.BODY_PART, why) for rule in named]
     if said:
-        return not any(rule in named for rule in said)
-    return bool(_words(_expanded(description)) & ELSEWHERE)
+        why = f"the series is called {series.description!r}"
+        return [_Claim(series, rule, _Strength.DESCRIPTION, why) for rule in said]
+    study = _of_study(series)
+    own = _regions(f"{series.body_part} {series.description}")
+    why = f"the study is called {study!r}"
+    return [
+        _Claim(series, rule, _Strength.STUDY, why)
+        for rule in _named(study, mine)
+        if own <= _regions_of(rule)
+    ]
 
 
-def _names(text: str, rule: Rule) -> bool:
+def _last_claims(series: SeriesSummary, rules: Sequence[Rule], *, asked: bool) -> list[_Claim]:
+    """Let the fallback read what names no region, or another one if somebody asks for it."""
+    named = _regions(f"{series.body_part} {series.description} {_of_study(series)}")
+    why = "it is asked for" if asked else "the region is unknown, this is the fallback"
+    return [
+        _Claim(series, rule, _Strength.FALLBACK, why)
+        for rule in rules
+        if rule.modality == series.modality and (asked or named <= _regions_of(rule))
+    ]
+
+
+def _of_study(series: SeriesSummary) -> str:
+    return f"{series.study_description} {series.protocol_name}".strip()
+
+
+def _contradicts(series: SeriesSummary, rules: Sequence[Rule]) -> bool:
+    """Tell whether a series is called otherwise than its Body Part Examined.
+
+    That is often set once for a whole exam: it says too little then, and the wrong thing of some.
+    """
+    body, said = _named(series.body_part, rules), _named(series.description, rules)
+    part, told = _regions(series.body_part), _regions(series.description)
+    if body and said:
+        return not any(rule in body for rule in said)
+    if body:
+        return bool(told - frozenset().union(*map(_regions_of, body)))
+    return bool(said and part and not part & told)
+
+
+def _named(text: str, rules: Sequence[Rule]) -> list[Rule]:
+    """Find the rules whose region a text names, as a scan of which they are a part."""
+    regions, words, plain = _regions(text), _words(_expanded(text)), _plain(text)
+    stretch = sorted(TRUNK.index(each) for each in regions if each in TRUNK)
+    if stretch and len(stretch) <= stretch[-1] - stretch[0] and "to" not in words:
+        return []
+    return [
+        rule
+        for rule in rules
+        # A thoracic spine is no chest.
+        if regions - {*TRUNK} <= _regions_of(rule)
+        # Chinese and Japanese are written without spaces: there a keyword may stand anywhere.
+        and any(
+            _plain(each) in plain if max(each) >= FIRST_CJK else _words(each) <= words
+            for each in (*rule.body_parts, *rule.keywords)
+        )
+    ]
+
+
+def _regions(text: str) -> frozenset[str]:
+    """Tell which regions a text names."""
     words, plain = _words(_expanded(text)), _plain(text)
-    # Chinese and Japanese are written without spaces: there a keyword may stand anywhere.
-    return any(
-        _plain(each) in plain if max(each) >= FIRST_CJK else _words(each) <= words
-        for each in (*rule.body_parts, *rule.keywords)
+    return frozenset(
+        region
+        for region, known in _region_words().items()
+        if known & words or any(each in plain for each in known if each >= FIRST_CJK)
     )
+
+
+@cache
+def _region_words() -> dict[str, frozenset[str]]:
+    return {region: frozenset(_plain(known).split()) for region, known in REGIONS.items()}
+
+
+@cache
+def _regions_of(rule: Rule) -> frozenset[str]:
+    """Tell which regions the words of a rule name; a term for several is not its own."""
+    return frozenset().union(
+        *(
+            _regions(each)
+            for each in (*rule.body_parts, *rule.keywords)
+            if each.upper() not in COMPOUNDS
+        )
+    )
+
+
+def _found(pattern: re.Pattern[str], texts: Sequence[str]) -> str:
+    """Give what a pattern finds in texts, as they are written and with CamelCase apart."""
+    forms = [form for each in texts for form in (_plain(each), _plain(_apart(each)))]
+    found = {match.group() for form in forms for match in pattern.finditer(form)}
+    return ", ".join(sorted(found))
 
 
 def _unfit(series: SeriesSummary, claims: Sequence[_Claim]) -> str:
@@ -296,7 +389,8 @@ def _merit(series: SeriesSummary) -> tuple[bool, bool, bool, int, float]:
     """Rank series of one region; the places are named in `MERITS`."""
     original = "ORIGINAL" in map(str.upper, series.image_type)
     if series.modality == "CT":
-        said = f"{series.kernel} {series.description}"
+        # "Lung" in a description is the region as often as the kernel.
+        said = series.kernel or series.description
         fitting = not (SHARP_KERNEL.search(series.kernel) or SHARP.search(said))
     else:
         fitting = not MAP.search(f"{series.description} {' '.join(series.image_type)}")
@@ -324,9 +418,12 @@ def _expanded(text: str) -> str:
 
 def _words(text: str) -> set[str]:
     """Split into lower-case words without accents; ``_``, digits and CamelCase separate too."""
+    return set(re.findall(rf"{LETTER}+", _plain(_apart(text))))
+
+
+def _apart(text: str) -> str:
     apart = re.sub(r"(?<=[a-zà-öø-ÿа-яё])(?=[A-ZÀ-ÖØ-ÞА-ЯЁ])", " ", text)
-    apart = re.sub(r"(?<=[A-Z])(?=[A-Z][a-z])", " ", apart)
-    return set(re.findall(r"[^\W\d_]+", _plain(apart)))
+    return re.sub(r"(?<=[A-Z])(?=[A-Z][a-z])", " ", apart)
 
 
 def _plain(text: str) -> str:
