@@ -270,9 +270,9 @@ def _contradicts(series: SeriesSummary, rules: Sequence[Rule]) -> bool:
     part, told = _regions(series.body_part), _regions(series.description)
     if body and said:
         return not any(rule in body for rule in said)
-    if body:
-        return bool(told - frozenset().union(*map(_regions_of, body)))
-    return bool(said and part and not part & told)
+    own = frozenset().union(*map(_regions_of, body or said))
+    # A rule may know words that are of no region, such as a sequence.
+    return bool(told - own) if body else bool(own and part and not part & (told | own))
 
 
 def _named(text: str, rules: Sequence[Rule]) -> list[Rule]:

@@ -22,6 +22,7 @@ ORIGINAL = ("ORIGINAL", "PRIMARY", "AXIAL")
 # What a site might add: a rule that knows one word, and a second one for the same region.
 LIVER = Rule("liver", "CT", ("LIVER",), ("liver", "leber"), 30)
 CHEST_TOO = Rule("chest_too", "CT", ("CHEST",), ("thorax",), 3)
+SEQUENCE = Rule("sequence", "MR", (), ("T1",), 3)
 
 
 def ct(description: str = "", body_part: str = "", **said: Any) -> SeriesSummary:
@@ -174,7 +175,7 @@ def test_a_series_of_another_region_is_not_read_because_the_study_names_ours(
     [
         *(("CHEST", each) for each in ("Abdomen 5mm", "Neck 2mm", "Thorax Wirbelsäule")),
         *((each, "Thorax 5mm") for each in ("ABDOMEN", "HEAD")),
-        *(("CHESTABDPELVIS", "Becken"), ("PELVIS", "Abdomen")),
+        *(("CHESTABDPELVIS", "Becken"), ("PELVIS", "Abdomen"), ("KNEE", "Lung HR")),
     ],
 )
 def test_a_series_that_contradicts_itself_is_refused(body_part: str, description: str) -> None:
@@ -203,6 +204,7 @@ def test_a_rule_of_one_word_reads_no_other_region() -> None:
     study = "CT chest and liver"
     assert "region" in reason(ct("Chest 5mm", study_description=study), rules=[LIVER])
     assert route([ct("1.0 B30f", study_description=study)], [LIVER]).protocol == "liver"
+    assert route([mr("T1 SAG", "BRAIN")], [SEQUENCE]).protocol == "sequence"
 
 
 def test_of_two_rules_for_one_region_the_earlier_is_taken() -> None:
