@@ -208,10 +208,12 @@ def _spread_masks(network: Lamed, tokenizer: Tokenizer) -> None:
     decoder = network.model.seg_module.mask_decoder
     fine: list[Tensor] = []
     hook = decoder.output_upscaling.register_forward_hook(lambda *told: fine.append(told[-1]))
-    logits = network.segment(network.encode_segmentation(_body(network)), states)
+    masks = network.decode_masks(
+        network.encode_segmentation(_body(network)), network.prompts(states)
+    )
     hook.remove()
     mean = fine[0].mean(dim=(0, 2, 3, 4))
-    edge = logits.flatten().sort().values[int(logits.numel() * (1 - COVERED))]
+    edge = masks.low_res.flatten().sort().values[int(masks.low_res.numel() * (1 - COVERED))]
     decoder.txt_align_upscaled_embedding.bias -= edge * mean / mean.square().sum()
 
 
