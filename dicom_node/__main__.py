@@ -90,9 +90,9 @@ def _json(data: Any) -> str:  # noqa: ANN401 - whatever json can write
 def _log_to_stderr(*, verbose: bool, serving: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Fields("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     if not serving:  # what a peer does is told by our own errors, once
-        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+        handler.addFilter(lambda record: not record.name.startswith("pynetdicom"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if verbose:  # ours alone: SQLAlchemy would log every name that it writes
         for name in OURS:
             logging.getLogger(name).setLevel(logging.DEBUG)

@@ -62,7 +62,8 @@ def _look(what: str, look: Callable[[], Iterator[str]]) -> Finding:
     try:
         return Finding(what, ok=True, detail="; ".join(look()))
     except NodeError as error:
-        return Finding(what, ok=False, detail=str(error), exit_code=error.exit_code)
+        detail = " ".join(str(error).split())  # a line for each finding
+        return Finding(what, ok=False, detail=detail, exit_code=error.exit_code)
     except Exception as error:  # noqa: BLE001 - the doctor's edge: whatever it is, it is the finding
         detail = f"{type(error).__name__}: {error}"
         return Finding(what, ok=False, detail=detail, exit_code=NodeError.exit_code)
@@ -79,8 +80,11 @@ def _names(_: Config) -> Iterator[str]:
     owners = importlib.metadata.packages_distributions()
     for name in ("dicom_node", "model", "sr_templates"):
         found = set(owners.get(name, ["lamed-node"]))
-        if found != {"lamed-node"}:
-            raise ConfigError(f"the package name {name} also comes from {sorted(found)}")
+        others = found - {"lamed-node"}
+        if others:
+            raise ConfigError(
+                f"the package name {name} also comes from {', '.join(sorted(others))}"
+            )
     yield "the packages are ours alone"
 
 
@@ -147,7 +151,7 @@ def _protocols(config: Config) -> Iterator[str]:
 
 def _checkpoint(config: Config) -> Iterator[str]:
     from model import ModelError
-    from model.checkpoint import read_card
+    from model.checkpoint import read_card, read_config
 
     folder = checkpoint_folder(config)
     if not config.checkpoint and not folder.exists():
@@ -155,7 +159,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
         return
     checkpoint_digest(config)  # says how to get a manifest where there is none
     try:
-        card = read_card(folder)
+        card = read_card(folder, read_config(folder))
     except ModelError as error:
         raise ConfigError(str(error)) from error
     untrained = ", UNTRAINED: its answers mean nothing" if card.untrained else ""

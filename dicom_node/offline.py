@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import pydicom
 
 from sr_templates import Code, Protocol, Question, Target, TemplateError
-from sr_templates.protocol import MAXIMUM_QUESTION
+from sr_templates.protocol import LONG_STRING, MAXIMUM_QUESTION
 
 from . import routing, scu, serve
 from .config import Config
@@ -24,7 +25,8 @@ from .instance import Instance
 from .routing import NoFit, Route, Rule
 
 if TYPE_CHECKING:
-    from model import Card
+    from model import LaMed
+    from model.card import Card
 
     from .worker import Reading
 
@@ -34,16 +36,11 @@ SUMMARY = "summary.json"
 WRITTEN = ("seg.dcm", "measurements.dcm", "draft.dcm", "draft.txt", "overlay.png", SUMMARY)
 IMAGE_SUFFIXES = {".dcm", ".dicom", ".ima"}
 ASKED = "question"
+FIRST = "1"
 PROCEDURES = {
     "CT": Code("LN", "25045-6", "CT unspecified body region"),
     "MR": Code("LN", "25056-3", "MRI unspecified body region"),
 }
-# What a mask of a free question is called: nobody has said what it outlines.
-REGION = Target(
-    label="Region that was asked for",
-    category=Code("SCT", "91723000", "Anatomical Structure"),
-    type=Code("SCT", "38866009", "Body part structure (body structure)"),
-)
 
 
 def run(folder: Path, config: Config, *, protocol: str, out: Path, tell: Tell) -> dict[str, Any]:
@@ -73,7 +70,8 @@ def run(folder: Path, config: Config, *, protocol: str, out: Path, tell: Tell) -
     )
     _tell_choices(route, tell)
     _clear(out)
-    reading = _interpret(instances, route.series_uid, protocols[route.protocol], config, tell)
+    chosen = [each for each in instances if each.series_uid == route.series_uid]
+    reading = _interpret(_load(config, tell), chosen, protocols[route.protocol], config, tell)
     return _save(reading, route, out, tell)
 
 
@@ -92,13 +90,20 @@ def ask(
     BadInput
         The question cannot be asked, or no series can be read.
     """
-    _check_question(question)
+    asked = _checked(question)
     instances = _instances(folder)
-    route, protocol = _route_question(instances, question, serve.protocols(config))
+    route, lender = _route_question(instances, serve.protocols(config))
     _tell_choices(route, tell)
     if out is not None:
         _clear(out)
-    reading = _interpret(instances, route.series_uid, protocol, config, tell)
+    chosen = [each for each in instances if each.series_uid == route.series_uid]
+    lamed = _load(config, tell)
+    words = replace(lender, name=ASKED, questions=(Question(FIRST, "Question", asked),))
+    reading = _interpret(lamed, chosen, words, config, tell)
+    if reading.answers[0].masks:
+        # Only the answer tells whether there is something to outline: then it is read as that.
+        outline = Question(FIRST, "Question", asked, target=_target(asked))
+        reading = _interpret(lamed, chosen, replace(words, questions=(outline,)), config, tell)
     from . import results
 
     summary = _save(reading, route, out, tell) if out else results.summarize(reading, Path())
@@ -142,25 +147,22 @@ def import_checkpoint(source: str, out: Path) -> dict[str, Any]:
 
 
 def _route_question(
-    instances: Sequence[Instance], question: str, protocols: dict[str, Protocol]
+    instances: Sequence[Instance], protocols: dict[str, Protocol]
 ) -> tuple[Route, Protocol]:
     """Choose the series as the node would; a region that no protocol knows can be asked about too.
 
     The protocol that fits lends its window and its codes.
     """
     summaries = routing.summarize(instances)
-    asked = (Question(ASKED, "Findings", question.strip(), target=REGION),)
     try:
         route = routing.route(summaries, serve.rules(protocols))
-        lender = protocols[route.protocol]
+        return route, protocols[route.protocol]
     except NoFit:
         anything = [Rule(ASKED, modality, (), (), 1) for modality in ("CT", "MR")]
         route = routing.route(summaries, anything, fallback=ASKED)
         modality = next(each.modality for each in summaries if each.uid == route.series_uid)
-        lender = _of_no_region(
-            next(each for each in protocols.values() if each.modality == modality)
-        )
-    return route, replace(lender, name=ASKED, questions=asked)
+        like = next(each for each in protocols.values() if each.modality == modality)
+        return route, _of_no_region(like)
 
 
 def _of_no_region(protocol: Protocol) -> Protocol:
@@ -240,9 +242,10 @@ def _instance(path: Path) -> Instance:
 # --- how it is read -----------------------------------------------------------------------------
 
 
-def _check_question(question: str) -> None:
+def _checked(question: str) -> str:
     """Refuse what cannot be asked before anything is loaded; the model knows its own limits."""
-    if not question.strip():
+    question = question.strip()
+    if not question:
         raise BadInput("a question is not empty")
     if len(question) > MAXIMUM_QUESTION:
         raise BadInput(
@@ -250,32 +253,48 @@ def _check_question(question: str) -> None:
         )
     if not question.isprintable():
         raise BadInput("a question is one line of printable characters")
+    return question
 
 
-def _interpret(
-    instances: Sequence[Instance], series_uid: str, protocol: Protocol, config: Config, tell: Tell
-) -> "Reading":
+def _target(question: str) -> Target:
+    """Name a mask by what was asked: nobody has said which structure it is."""
+    return Target(
+        label=shorten(question.replace("\\", " ").rstrip("."), LONG_STRING, placeholder="..."),
+        category=Code("SCT", "91723000", "Anatomical Structure"),
+        type=Code("SCT", "38866009", "Body part structure (body structure)"),
+    )
+
+
+def _load(config: Config, tell: Tell) -> "LaMed":
     from model import ModelError
     from model.checkpoint import choose, load
 
-    from . import worker
-
-    chosen = sorted(
-        (each for each in instances if each.series_uid == series_uid), key=lambda each: each.sop_uid
-    )
     try:
         choose(config.device, config.dtype)
     except ModelError as error:
         raise Unavailable(str(error)) from error
+    folder = serve.ensure_checkpoint(config, tell)
+    tell(f"loading {folder.name}")
     try:
-        folder = serve.ensure_checkpoint(config, tell)
-        tell(f"loading {folder.name}")
-        lamed = load(folder, config.device, config.dtype)
+        return load(folder, config.device, config.dtype)
+    except ModelError as error:
+        raise BadInput(str(error)) from error
+
+
+def _interpret(
+    lamed: "LaMed", chosen: Sequence[Instance], protocol: Protocol, config: Config, tell: Tell
+) -> "Reading":
+    from model import ModelError
+
+    from . import worker
+
+    instances = sorted(chosen, key=lambda each: each.sop_uid)
+    try:
         return worker.interpret(
-            [each.path for each in chosen],
+            [each.path for each in instances],
             protocol,
             lamed,
-            job_id=_job_id([each.sha256 for each in chosen], protocol, lamed.card, config),
+            job_id=_job_id([each.sha256 for each in instances], protocol, lamed.card, config),
             created_at=datetime.now(UTC),
             manufacturer=config.manufacturer,
             tell=tell,
@@ -294,9 +313,11 @@ def _job_id(digests: Sequence[str], protocol: Protocol, card: "Card", config: Co
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier run left; what is not surely ours stays, and is said."""
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out} is no folder")
+    """Make the folder; remove what an earlier run left; what is not surely ours stays."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadInput(f"{out} can be no folder: a file is in its way") from error
     found = [out / name for name in WRITTEN if (out / name).exists()]
     if found and not _is_ours(out / SUMMARY):
         raise BadInput(f"{found[0]} is not of an earlier run; give another folder with --out")

@@ -84,11 +84,13 @@ def role(name: str, config: Config, ready: Ready, *, parent: int | None = None) 
     ready
         Called once with the port that the role listens on; 0 for the worker.
     """
-    stop = stop_signal()
+    is_ready = threading.Event()
+    stop = stop_signal(is_ready)
     if parent is not None:
         mind_parent(parent, stop)
 
     def tell(port: int) -> None:
+        is_ready.set()
         announce(config, name, port=port)
         ready(port)
 

@@ -204,11 +204,20 @@ def settings_from(parent: bytes) -> Config:
     )
 
 
-def stop_signal() -> threading.Event:
-    """Give an event that SIGINT and SIGTERM set."""
+def stop_signal(ready: threading.Event | None = None) -> threading.Event:
+    """Give an event that SIGINT and SIGTERM set.
+
+    Before `ready` is set (None: from the start) there is nothing to drain, and the process ends.
+    """
     stop = threading.Event()
+
+    def handle(*_: object) -> None:
+        stop.set()
+        if ready is not None and not ready.is_set():
+            raise SystemExit(0)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, handle)
     return stop
 
 
@@ -218,8 +227,8 @@ def mind_parent(parent: int, stop: threading.Event) -> None:
     def watch() -> None:
         while os.getppid() == parent and not stop.wait(POLL_S):
             pass
-        stop.set()
         if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(DRAIN_S)
             os._exit(Unavailable.exit_code)  # as the supervisor would: what is leased is found
 
