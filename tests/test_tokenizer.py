@@ -1,20 +1,19 @@
 """Text to ids: the reference's own rows, transformers' tokenizer, and files that are not words."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import reference
 import sentencepiece
-from conftest import missing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaTokenizer
+from words import pieces
 
 from model import ModelError, tiny
 from model.tokenizer import ADDED, BOX_END, BOX_START, IMAGE, SEG, Tokenizer, read_tokenizer
-from tests.words import pieces
 
 EOS = 2
 PARTS = [" ", "  ", "the", "liver", "nodule", "0.25", ",", ".", "?", "\n", "é", "中", "A", *ADDED]
@@ -40,15 +39,10 @@ def added_to(model: bytes) -> dict[str, int]:
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     """The reference's own sentences, which are not ours to copy, and its tokenizer."""
-    places = [Path(__file__).parents[2] / "shared" / "parity"]
-    if os.environ.get("LAMED_PARITY"):
-        places.insert(0, Path(os.environ["LAMED_PARITY"]))
-    found = [place / "text" for place in places if (place / "text" / "prompts.json").exists()]
-    if not found:
-        missing("the folder parity/text of the reference")
-    model = (found[0] / "tokenizer.model").read_bytes()
+    text = reference.folder("text")
+    model = (text / "tokenizer.model").read_bytes()
     folder = write(tmp_path_factory.mktemp("golden"), model, added_to(model))
-    return read_tokenizer(folder), json.loads((found[0] / "prompts.json").read_text())["rows"]
+    return read_tokenizer(folder), json.loads((text / "prompts.json").read_text())["rows"]
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +51,7 @@ def both(checkpoint: Path) -> tuple[Tokenizer, LlamaTokenizer]:
 
 
 @pytest.fixture
-def words(checkpoint: Path) -> Tokenizer:
+def tokenizer(checkpoint: Path) -> Tokenizer:
     return read_tokenizer(checkpoint)
 
 
@@ -118,34 +112,37 @@ def test_no_text_of_a_person_becomes_a_token_of_the_program(
 
 
 def test_a_space_in_front_of_a_text_is_a_token_of_its_own_or_part_of_the_word(
-    words: Tokenizer,
+    tokenizer: Tokenizer,
 ) -> None:
-    with_space, without = words.encode(f"{IMAGE} There is"), words.encode(f"{IMAGE}There is")
+    with_space, without = (
+        tokenizer.encode(f"{IMAGE} There is"),
+        tokenizer.encode(f"{IMAGE}There is"),
+    )
     assert with_space != without
-    assert words.decode(with_space[1:]) == " There is"
-    assert words.decode(without[1:]) == "There is"
+    assert tokenizer.decode(with_space[1:]) == " There is"
+    assert tokenizer.decode(without[1:]) == "There is"
 
 
-def test_seg_and_boxes_stay_readable_and_the_ends_vanish(words: Tokenizer) -> None:
+def test_seg_and_boxes_stay_readable_and_the_ends_vanish(tokenizer: Tokenizer) -> None:
     text = f"It is {SEG} at {BOX_START}[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]{BOX_END}."
-    ids = words.encode(IMAGE + text)[1:]
-    assert words.added[SEG] in ids
-    assert words.decode([words.bos_id, *ids, EOS, EOS]) == text
+    ids = tokenizer.encode(IMAGE + text)[1:]
+    assert tokenizer.added[SEG] in ids
+    assert tokenizer.decode([tokenizer.bos_id, *ids, EOS, EOS]) == text
 
 
-def test_an_id_without_a_word_says_nothing(words: Tokenizer) -> None:
-    ids = words.encode(f"{IMAGE} liver")[1:]
-    assert words.decode([len(words), *ids, len(words) + 60]) == " liver"
+def test_an_id_without_a_word_says_nothing(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(f"{IMAGE} liver")[1:]
+    assert tokenizer.decode([len(tokenizer), *ids, len(tokenizer) + 60]) == " liver"
 
 
-def test_half_a_letter_is_shown_as_broken_and_does_no_harm(words: Tokenizer) -> None:
-    first, *_ = words.encode("中")
-    assert words.decode([first]) == "\ufffd"
+def test_half_a_letter_is_shown_as_broken_and_does_no_harm(tokenizer: Tokenizer) -> None:
+    first, *_ = tokenizer.encode("中")
+    assert tokenizer.decode([first]) == "\ufffd"
 
 
 @pytest.mark.parametrize("token", ["<s>", "</s>", "<unk>", *ADDED])
-def test_tokens_of_the_program_are_reserved(words: Tokenizer, token: str) -> None:
-    assert words.reserved(f"Is the{token}liver normal?") == [token]
+def test_tokens_of_the_program_are_reserved(tokenizer: Tokenizer, token: str) -> None:
+    assert tokenizer.reserved(f"Is the{token}liver normal?") == [token]
 
 
 def test_every_other_added_token_is_reserved_too(tmp_path: Path) -> None:
@@ -157,9 +154,9 @@ def test_every_other_added_token_is_reserved_too(tmp_path: Path) -> None:
     assert ours.encode("<|assistant|>") == [200]
 
 
-def test_the_vocabulary_ends_after_the_last_token(words: Tokenizer) -> None:
-    assert len(words) == count(words.model) + len(ADDED)
-    assert words.pieces == count(words.model)
+def test_the_vocabulary_ends_after_the_last_token(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer) == count(tokenizer.model) + len(ADDED)
+    assert tokenizer.pieces == count(tokenizer.model)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "added_tokens.json"])
@@ -224,8 +221,8 @@ def test_two_tokens_on_one_id_are_refused(tmp_path: Path) -> None:
         read_tokenizer(tmp_path)
 
 
-def test_the_words_of_the_tiny_checkpoint_cover_what_it_says(words: Tokenizer) -> None:
+def test_the_words_of_the_tiny_checkpoint_cover_what_it_says(tokenizer: Tokenizer) -> None:
     for sentence in tiny.sentences():
-        ids = words.encode(f"{IMAGE} {sentence}")[1:]
+        ids = tokenizer.encode(f"{IMAGE} {sentence}")[1:]
         assert 0 not in ids
-        assert words.decode(ids) == f" {sentence}"
+        assert tokenizer.decode(ids) == f" {sentence}"
