@@ -35,7 +35,8 @@
   }
 
   function item(id, lines, theme) {
-    var made = $('<li>').attr('id', id).append(lines);
+    var made = $('<li>').attr('id', id);
+    $.each(lines, function () { made.append(this); });
     return theme ? made.attr('data-theme', theme) : made;
   }
 
@@ -65,11 +66,11 @@
   function state(study) {
     var lines = [line('LaMed: ' + (study.state || 'not sent'), true)];
     var finished = study.state === 'done' && study.drafts === 0;
-    if (study.reason) {
-      lines.push(line(study.reason).attr('id', 'lamed-reason'));
-    }
     if (MEANING[study.state]) {
       lines.push(line(finished ? NO_DRAFT : MEANING[study.state]).attr('id', 'lamed-meaning'));
+    }
+    if (study.reason) {
+      lines.push(line(study.reason).attr('id', 'lamed-reason'));
     }
     return item('lamed-state', lines, finished ? 'e' : '').attr('aria-live', 'polite');
   }
@@ -91,12 +92,12 @@
     }
     list.append($('<li>').attr('data-role', 'list-divider').text('LaMed'));
     if (study && study.drafts > 0) {
-      list.append(item('lamed-draft', line(DRAFT, true), 'e'));
+      list.append(item('lamed-draft', [line(DRAFT, true)], 'e'));
     }
     if (problem) {
-      list.append(item('lamed-problem', line(problem, true), 'e'));
+      list.append(item('lamed-problem', [line(problem, true)], 'e'));
     }
-    if (study) {
+    if (study && (study.series > 0 || study.state)) {
       list.append(state(study));
     }
     if (!study || study.series > 0) {
