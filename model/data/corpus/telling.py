@@ -1,0 +1,248 @@
+"""What is true of a case, in words: its report, questions with their answers, and what to outline.
+
+Knows a `Case`. Every sentence is true of it: what is planted is said with its side and its place,
+what is not is said too.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from .case import Case
+from .findings import KINDS, Finding
+from .organs import ABDOMEN, CHEST, HEAD, ORGANS
+from .paint import PHASES, SEQUENCES
+
+Random = np.random.Generator
+BOX: Final = "{box}"  # where the box of the target stands in a question or an answer
+SEG: Final = "[SEG]"
+NONE: Final = "none of these"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer.
+
+    ``target`` is what a mask or a box is of: the name of an organ, or a finding; None: words only.
+    ``{box}`` stands for its box, which follows from the grid of the network.
+    """
+
+    task: str  # a value of `model.data.sample.Task`
+    question: str
+    answer: str
+    kind: str = ""
+    choices: tuple[str, ...] = ()
+    letter: str = ""
+    target: str | Finding | None = None
+    absent: bool = False
+    side: str = ""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Something a report speaks of: the findings it is about, and how one asks for it."""
+
+    region: str
+    kinds: tuple[str, ...]
+    none: str
+    questions: tuple[str, ...]
+
+
+TOPICS: Final = (
+    Topic(CHEST, ("nodule", "mass"), "There is no nodule or mass in the lungs.", (
+        "Is there a nodule or a mass in the lungs, and where is it?",
+        "Do the lungs hold a nodule or a mass?",
+    )),
+    Topic(CHEST, ("consolidation",), "There is no consolidation in the lungs.", (
+        "Is there consolidation or ground-glass opacity in the lungs, and in which lobe?",
+        "Is a part of a lung consolidated, and which?",
+    )),
+    Topic(CHEST, ("effusion",), "There is no pleural effusion.", (
+        "Is there fluid in the pleural space, and on which side?",
+        "Is there a pleural effusion, and where?",
+    )),
+    Topic(CHEST, ("fracture",), "There is no fracture of the spine.", (
+        "Is there a fracture or a destructive lesion of the ribs, the spine or the sternum?",
+        "Is a vertebra broken?",
+    )),
+    Topic(ABDOMEN, ("lesion",), "There is no focal lesion in the liver.", (
+        "Is there a focal lesion in the liver, and in which part of it?",
+        "Does the liver hold a focal lesion?",
+    )),
+    Topic(ABDOMEN, ("stone", "cyst"), "There is no stone or cyst in the kidneys.", (
+        "Is there a stone, a mass or a wide collecting system in a kidney, and on which side?",
+        "Does a kidney hold a stone or a cyst, and which kidney?",
+    )),
+    Topic(ABDOMEN, ("gallstone",), "There is no stone in the gallbladder.", (
+        "Are there gallstones, a thick gallbladder wall or wide bile ducts?",
+        "Is there a stone in the gallbladder?",
+    )),
+    Topic(ABDOMEN, ("absence",), "No organ is missing.", (
+        "Is an organ of the abdomen missing?",
+        "Was an organ removed from the abdomen?",
+    )),
+    Topic(HEAD, ("haemorrhage",), "There is no haemorrhage in the brain.", (
+        "Is there bleeding in the brain or around it?",
+        "Is there a haemorrhage in the brain, and on which side?",
+    )),
+    Topic(HEAD, ("tumour",), "There is no mass in the brain.", (
+        "Is there a mass in or beside the brain, and where is it?",
+        "Does the brain hold a mass, and on which side?",
+    )),
+)  # fmt: skip
+WORDS: Final = {"lesion": "focal lesion", "tumour": "mass", "effusion": "pleural effusion",
+                "gallstone": "stone"}  # fmt: skip
+CAPTIONS: Final = (
+    "What are the relevant findings in this {what}, as a radiologist would report them?",
+    "Describe the findings of this {what}.",
+    "Write the report of this {what}.",
+)
+SEGMENT: Final = (
+    "Please segment the {what} in this image.",
+    "Outline the {what}.",
+    "Can you mark the {what} in this scan?",
+)
+SHOWN: Final = {(CHEST, "CT"): "chest CT", (ABDOMEN, "CT"): "abdominal CT", (HEAD, "CT"): "head CT",
+                (HEAD, "MR"): "brain MRI"}  # fmt: skip
+
+
+def phrase(finding: Finding) -> str:
+    """Name a finding with its side and its place, without an article."""
+    word = _word(finding.kind)
+    if finding.kind == "effusion":
+        return f"{finding.side} {word}"
+    if finding.organ == "brain":
+        return f"{word} in the {finding.zone} part of the {finding.side} side of the brain"
+    if finding.kind == "fracture":
+        return "fracture of the spine"
+    organ = f"{finding.side} {finding.organ}".strip()
+    zone = f"{finding.zone} part of the " if finding.zone else ""
+    return f"{word} in the {zone}{organ}"
+
+
+def sentence(finding: Finding) -> str:
+    """State a finding."""
+    if finding.kind == "absence":
+        return f"The {f'{finding.side} {finding.organ}'.strip()} is absent."
+    return f"There is a {phrase(finding)}."
+
+
+def report(case: Case) -> str:
+    """Say all that is true of a case, topic by topic, and sum it up."""
+    said = [_told(case, topic) for topic in _topics(case)]
+    named = "; ".join(
+        sentence(each).removesuffix(".") if each.kind == "absence" else phrase(each)
+        for each in case.findings
+    )
+    return " ".join([*said, f"Impression: {named or 'no abnormality'}."])
+
+
+def turns(case: Case, random: Random) -> Iterator[Turn]:
+    """Give every kind of question about a case, in random words."""
+    what = SHOWN[case.region, case.modality]
+    yield Turn("caption", _any(random, CAPTIONS).format(what=what), report(case))
+    for topic in _topics(case):
+        found = _of(case, topic)
+        asked = _any(random, topic.questions)
+        sides = {each.side for each in found} - {""}
+        side = sides.pop() if len(sides) == 1 else ""
+        yield Turn("open_vqa", asked, _told(case, topic), "topic", absent=not found, side=side)
+    yield from _choices(case, random)
+    yield from _outlines(case, random)
+    yield from _boxes(case, random)
+
+
+def _topics(case: Case) -> list[Topic]:
+    return [
+        each
+        for each in TOPICS
+        if each.region == case.region
+        and all(kind not in KINDS or case.modality in KINDS[kind].values for kind in each.kinds)
+    ]
+
+
+def _of(case: Case, topic: Topic) -> list[Finding]:
+    return [each for each in case.findings if each.kind in topic.kinds]
+
+
+def _told(case: Case, topic: Topic) -> str:
+    return " ".join(map(sentence, _of(case, topic))) or topic.none
+
+
+def _choices(case: Case, random: Random) -> Iterator[Turn]:
+    """Four-choice questions: modality and region, phase, abnormality, side."""
+    yield _choice(random, "region", "Which part of the body is shown?", case.region,
+                  [CHEST, ABDOMEN, HEAD, "knee"])  # fmt: skip
+    if case.modality == "CT":
+        asked, known = "In which contrast phase was this scan made?", [*PHASES, "delayed"]
+    else:
+        asked, known = "Which MRI sequence is this?", [*SEQUENCES, "FLAIR", "diffusion"]
+    yield _choice(random, "phase", asked, case.phase, known)
+    seen = [each.kind for each in case.findings if each.number]
+    unseen = [each for each in KINDS.values() if each.name not in seen]
+    # Those of the same region first: a word of another one would give itself away.
+    unseen.sort(key=lambda each: (each.region != case.region, random.random()))
+    right = _any(random, seen) if seen else NONE
+    words = dict.fromkeys(_word(each.name) for each in unseen)
+    wrong = [each for each in words if each not in map(_word, seen)]
+    listed = [right, *wrong[:2], NONE] if seen else [*wrong[:3], NONE]
+    asked = "Which of these is seen in the scan?"
+    yield _choice(random, "abnormality", asked, right, listed)
+    for each in case.findings:
+        others = {other.side for other in case.findings if other.kind == each.kind}
+        if each.side and each.number:
+            right = each.side if len(others) == 1 else "both sides"
+            asked = f"On which side is the {_word(each.kind)}?"
+            known = ["left", "right", "both sides", "there is none"]
+            yield _choice(random, "side", asked, right, known)
+
+
+def _choice(random: Random, kind: str, asked: str, right: str, choices: Sequence[str]) -> Turn:
+    shuffled = tuple(_word(str(each)) for each in random.permutation(choices))
+    letter = "ABCD"[shuffled.index(_word(right))]
+    listed = " ".join(f"{name}. {each}" for name, each in zip("ABCD", shuffled, strict=True))
+    answer = f"{letter}. {_word(right)}"
+    return Turn("closed_vqa", f"{asked} Choices: {listed}", answer, kind, shuffled, letter)
+
+
+def _outlines(case: Case, random: Random) -> Iterator[Turn]:
+    """Ask for the outline of what is there, and of what is not."""
+    for name in case.present:
+        asked, side = _any(random, SEGMENT).format(what=name), ORGANS[name].side
+        answer = f"This is the {name}: {SEG}."
+        yield Turn("semantic_segmentation", asked, answer, "organ", target=name, side=side)
+    for name in case.missing:
+        asked = _any(random, SEGMENT).format(what=name)
+        answer = f"This image does not show the {name}."
+        yield Turn("semantic_segmentation", asked, answer, "organ", absent=True)
+    for each in case.findings:
+        if each.number:
+            asked = _any(random, SEGMENT).format(what=phrase(each))
+            answer = f"This is the {phrase(each)}: {SEG}."
+            yield Turn(
+                "referring_segmentation", asked, answer, each.kind, target=each, side=each.side
+            )
+
+
+def _boxes(case: Case, random: Random) -> Iterator[Turn]:
+    """Ask where something is, and what is in a box."""
+    targets: list[tuple[str, str | Finding, str]] = [
+        (name, name, ORGANS[name].side) for name in random.permutation(case.present)[:4]
+    ]
+    targets += [(phrase(each), each, each.side) for each in case.findings if each.number]
+    for name, target, side in targets:
+        where = f"Where is the {name}? Answer with a box."
+        yield Turn("rec", where, f"It is at {BOX}.", "", target=target, side=side)
+        yield Turn(
+            "reg", f"What is in the box {BOX}?", f"The {name}.", "", target=target, side=side
+        )
+
+
+def _word(kind: str) -> str:
+    return WORDS.get(kind, kind)
+
+
+def _any(random: Random, choices: Sequence[str]) -> str:
+    return str(choices[int(random.integers(len(choices)))])
