@@ -19,6 +19,7 @@ from .routing import NoFit, Rule
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
+RETRY_S = 2.0  # a ledger that cannot be written now is not asked four times a second
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,14 @@ class Intake:
 
     def run(self, stop: threading.Event) -> None:
         """Take studies in until told to stop."""
-        while not stop.wait(POLL_S):
+        pause_s = POLL_S
+        while not stop.wait(pause_s):
             try:
                 self.step()
+                pause_s = POLL_S
             except Exception:  # the loop's edge: a locked database must not end reception
                 log.exception("intake.error")
+                pause_s = RETRY_S
 
     def step(self) -> int:
         """Take every study that is complete now; return how many.

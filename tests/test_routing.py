@@ -71,7 +71,6 @@ def numbered(*series: SeriesSummary) -> list[SeriesSummary]:
 
 # --- which protocol: what the body part, the series and the study say ---------------------------
 
-
 CALLED = {
     "ct_chest": """CT CHEST | Thorax 5.0 B30f | Lung_recon_1mm | CT_Thorax_w/o | TDM thoracique |
         TC de tórax sin contraste | TORAX | Torace HR | Органы грудной клетки | ОГК | Лёгкие 1.0 |
