@@ -17,7 +17,7 @@ from .lab import Lab
 BENCHES = ("receiving", "sending", "volume", "segmentation", "reading", "ledger")
 
 
-def main() -> None:
+def main() -> int:
     arguments = _parser().parse_args()
     names = arguments.benches or BENCHES
     rounds = arguments.rounds or (1 if arguments.quick else 3)
@@ -28,11 +28,15 @@ def main() -> None:
         lab = Lab(Path(folder), arguments.quick, rounds, tell, arguments.checkpoint)
         for done, name in enumerate(names):
             tell(f"{name} ...", done)
-            importlib.import_module(f"{__package__}.{name}").run(lab)
+            try:
+                importlib.import_module(f"{__package__}.{name}").run(lab)
+            except Exception as error:  # noqa: BLE001 - what was measured before is not lost
+                lab.failed.append(f"{name}: {type(error).__name__}: {error}")
         tell("done", len(names))
     report.show(lab)
     if arguments.json:
         report.write(lab, arguments.json)
+    return 1 if lab.failed else 0
 
 
 @contextmanager
@@ -70,4 +74,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -61,6 +61,7 @@ class Lab:
     checkpoint: Path | None = None  # None: the untrained tiny one is made
     rows: list[Row] = field(default_factory=list)
     missing: set[str] = field(default_factory=set)
+    failed: list[str] = field(default_factory=list)
 
     def size(self, full: int, quick: int) -> int:
         return quick if self.quick else full

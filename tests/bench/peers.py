@@ -86,7 +86,7 @@ def orthanc(folder: Path) -> Iterator[Receiver]:
         "DicomPort": port,
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    with _running([ORTHANC, str(folder / "orthanc.json")], {}) as process:
+    with _running([ORTHANC, str(folder / "orthanc.json")], TUNED) as process:
         _until_listening(port, process)
         yield Receiver("ORTHANC", port)
 

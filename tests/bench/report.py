@@ -32,6 +32,8 @@ def show(lab: Lab) -> None:
         console.print(table)
     for each in sorted(lab.missing):
         console.print(f"missing, left out: {each}")
+    for each in lab.failed:
+        console.print(f"FAILED {each}")
 
 
 def _cells(rows: Sequence[Row]) -> Iterator[tuple[bool, tuple[str, ...]]]:
@@ -66,6 +68,7 @@ def write(lab: Lab, path: Path) -> None:
         "rounds": lab.rounds,
         "machine": machine(),
         "missing": sorted(lab.missing),
+        "failed": lab.failed,
         "rows": rows,
     }
     path.write_text(json.dumps(told, indent=1) + "\n")

@@ -62,9 +62,9 @@ def plain(port: str, folder: str) -> Callable[[], None]:
         ae.add_requested_context(CTImageStorage)
         assoc = ae.associate("127.0.0.1", int(port), ae_title="STORESCP")
         for path in files(Path(folder)):
-            status = assoc.send_c_store(dcmread(path))
-            if status.Status != 0x0000:
-                raise RuntimeError(f"refused with {status.Status:04X}")
+            answer = assoc.send_c_store(dcmread(path))
+            if answer.get("Status") != 0x0000:
+                raise RuntimeError(f"{path.name} got {answer or 'no answer'}")
         assoc.release()
 
     return work

@@ -1,0 +1,258 @@
+"""CONFORMANCE.md against the code: associations, SOP classes, statuses, attributes, events."""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import drafts
+import pytest
+from pydicom.datadict import keyword_for_tag
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless
+from pynetdicom import AE, build_context, sop_class
+
+from dicom_node import config, errors, pixels, series, spool, volume
+from dicom_node.config import Config
+from dicom_node.jobs import State
+from dicom_node.scp import MAXIMUM_PDU, Scp
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "CONFORMANCE.md").read_text()
+KIND = re.compile(r"[a-z]+\.[a-z_]+")
+FAMILIES = {
+    "association", "delivery", "instance", "intake", "job", "qa", "role", "spool", "study",
+}  # fmt: skip
+# Kinds of events that are put together at run time, and what they may become.
+PUT_TOGETHER = {
+    "association.": {"released", "aborted", "lost"},
+    "delivery.": {"sent", "failed"},
+    "job.": {str(State.DONE), str(State.FAILED), str(State.REJECTED)},
+}
+# No association is open when these are raised, or its peer is not the one to be told.
+UNTOLD = {"ConfigError", "UnusableSeries", "NoRoute", "PeerError", "LedgerBroken"}
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Give the cells of the first table below a heading, without its head."""
+    below = TEXT.split(f"{heading}\n", 1)[1]
+    table = re.search(r"((?:^\|.*\n)+)", below, re.MULTILINE)
+    assert table is not None, f"no table below {heading}"
+    lines = table[1].splitlines()[2:]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def accepted(scp: Scp, *syntaxes: str, transfer_syntaxes: tuple[str, ...] = ()) -> dict[str, str]:
+    """Give the accepted abstract syntaxes and the transfer syntax of each."""
+    found = {}
+    for first in range(0, len(syntaxes), 100):
+        contexts = [
+            build_context(each, list(transfer_syntaxes) or None)
+            for each in syntaxes[first : first + 100]
+        ]
+        assoc = AE("PEER").associate("127.0.0.1", scp.port, contexts=contexts, ae_title="LAMED")
+        found |= {
+            str(each.abstract_syntax): each.transfer_syntax[0] for each in assoc.accepted_contexts
+        }
+        if assoc.is_established:
+            assoc.release()
+    return found
+
+
+def classes(name: str) -> list[str]:
+    return list(getattr(sop_class, name).values())
+
+
+# --- association ----------------------------------------------------------------------------------
+
+
+def test_the_sop_classes_that_are_read_and_written() -> None:
+    told = {row[1]: row[2:] for row in rows("### Storage SOP classes") if row[1]}
+    assert {uid for uid, row in told.items() if row[2] == "read"} == set(volume.CLASSES)
+    assert set(volume.CLASSES) == series.VOLUMES
+    made = drafts.encoded().values()
+    assert {uid for uid, row in told.items() if row[1] == "yes"} == {
+        each.SOPClassUID for each in made
+    }
+    assert {each.file_meta.TransferSyntaxUID for each in made} == {ExplicitVRLittleEndian}
+    for name, uid, *_ in rows("### Storage SOP classes"):
+        assert not uid or UID(uid).name == name
+
+
+def test_every_storage_class_is_accepted_and_private_ones_too(scp: Scp) -> None:
+    storage = [*classes("_STORAGE_CLASSES"), "1.3.12.2.1107.5.9.1"]
+    assert set(accepted(scp, *storage)) == set(storage)
+
+
+def test_what_is_no_storage_or_verification_is_refused(scp: Scp) -> None:
+    refused = [
+        uid
+        for name in (
+            "_QR_CLASSES",
+            "_STORAGE_COMMITMENT_CLASSES",
+            "_PROCEDURE_STEP_CLASSES",
+            "_UNIFIED_PROCEDURE_STEP_CLASSES",
+            "_NON_PATIENT_OBJECT_CLASSES",
+            "_PRINT_MANAGEMENT_CLASSES",
+        )
+        for uid in classes(name)
+    ]
+    assert accepted(scp, *refused, sop_class.Verification).keys() == {sop_class.Verification}
+
+
+def test_the_transfer_syntax_that_is_proposed_first_is_taken(scp: Scp) -> None:
+    proposed = (JPEG2000Lossless, ExplicitVRLittleEndian)
+    taken = accepted(scp, sop_class.CTImageStorage, transfer_syntaxes=proposed)
+    assert taken == {sop_class.CTImageStorage: JPEG2000Lossless}
+
+
+def test_an_association_says_of_us_what_the_statement_says(scp: Scp) -> None:
+    assoc = AE("PEER").associate(
+        "127.0.0.1", scp.port, contexts=[build_context(sop_class.Verification)], ae_title="LAMED"
+    )
+    us = assoc.acceptor
+    assoc.release()
+    told = dict(rows("#### 4.2.1 Association policies"))
+    assert us.maximum_length == MAXIMUM_PDU
+    assert told["Maximum PDU offered"] == f"{us.maximum_length} bytes"
+    assert told["Implementation Class UID"].split()[0] == us.implementation_class_uid
+    assert told["Implementation Version Name"].split()[0] == us.implementation_version_name
+    assert told["Implementation Class UID in stored files"] == (
+        f"{spool.IMPLEMENTATION_UID}, {spool.IMPLEMENTATION_NAME}"
+    )
+
+
+def test_the_parameters_have_the_defaults_that_the_code_has() -> None:
+    defaults = {each.name: each.default for each in config.describe(None, {})}
+    told = {name: default for _, name, default in rows("#### 4.4.2 Parameters")}
+    assert told == {name: defaults[name] for name in told}
+    assert set(told) <= {each.name for each in fields(Config)}
+
+
+def test_the_transfer_syntaxes_without_compression_are_those_that_are_read() -> None:
+    told = {row[1] for row in rows("#### Transfer syntaxes that are read")}
+    assert told >= pixels.NATIVE
+
+
+# --- statuses -------------------------------------------------------------------------------------
+
+
+def subclasses(root: type[errors.NodeError] = errors.NodeError) -> Iterator[type[errors.NodeError]]:
+    if root.__module__ == errors.__name__:
+        yield root
+    for each in root.__subclasses__():
+        yield from subclasses(each)
+
+
+def test_every_error_stands_in_the_table_with_its_numbers() -> None:
+    told = {name: numbers for name, *numbers, _ in rows("### Errors")}
+    assert told == {
+        each.__name__: [
+            "-" if each.__name__ in UNTOLD else f"0x{each.status:04X}",
+            str(each.http_status),
+            str(each.exit_code),
+        ]
+        for each in subclasses()
+    }
+
+
+def test_the_statuses_of_c_store_are_those_of_the_errors() -> None:
+    told = [status for status, *_ in rows("#### C-STORE responses")]
+    assert len(told) == len(set(told))
+    known = {each.status for each in subclasses() if each.__name__ not in UNTOLD}
+    assert set(told) == {f"0x{status:04X}" for status in known | {0x0000}}
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def attributes(heading: str) -> set[str]:
+    tags = [re.fullmatch(r"\((\w{4}),(\w{4})\)", row[1]) for row in rows(heading)]
+    return {keyword_for_tag(int(tag[1] + tag[2], 16)) for tag in tags if tag}
+
+
+@pytest.mark.parametrize("label", ["seg", "measurements", "draft"])
+def test_every_attribute_that_is_written_stands_in_the_annex(label: str) -> None:
+    special = "#### Segmentation" if label == "seg" else "#### Comprehensive 3D SR and Enhanced SR"
+    written = {each.keyword for each in drafts.encoded()[label]}
+    assert written == attributes("#### All three objects") | attributes(special)
+
+
+def test_nothing_private_is_written() -> None:
+    for made in drafts.encoded().values():
+        tags = [each.tag for each in made.iterall()]
+        assert len(tags) > 100
+        assert not [tag for tag in tags if tag.is_private]
+
+
+def test_the_templates_and_titles_are_those_of_the_annex() -> None:
+    told = {name: template for name, template, _ in rows("#### Templates") if name}
+    for label, name in (("measurements", "Comprehensive 3D SR"), ("draft", "Enhanced SR")):
+        (template,) = drafts.encoded()[label].ContentTemplateSequence
+        assert told[name].startswith(f"TID {template.TemplateIdentifier} ")
+
+
+def test_the_annex_has_the_protocols_as_they_are() -> None:
+    told = {row[0]: row[1:] for row in rows("#### Protocols that come with the node")}
+    assert told == {
+        each.name: [
+            each.modality,
+            str(each.document_title),
+            str(each.procedure),
+            str(each.region),
+            "; ".join(
+                f"{one.target.type.value} {one.target.label}" for one in each.targets if one.target
+            ),
+        ]
+        for each in drafts.PROTOCOLS.values()
+    }
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_event_is_explained_to_the_reader() -> None:
+    told = [kind for kind, *_ in rows("### Events of the ledger")]
+    assert told == sorted(told)
+    assert set(told) == set(event_kinds())
+
+
+def event_kinds() -> Iterator[str]:
+    """Find in the code what is written as the kind of an event."""
+    prefixes, words = set(), set()
+    for path in sorted((ROOT / "dicom_node").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        logged = {id(each) for call in logs(tree) for each in ast.walk(call)}
+        for each in ast.walk(tree):
+            if isinstance(each, ast.JoinedStr):
+                prefixes.add(beginning(each))
+            elif isinstance(each, ast.Constant) and id(each) not in logged:
+                words.add(each.value)
+    assert {each for each in prefixes if each.rstrip(".") in FAMILIES} == set(PUT_TOGETHER)
+    yield from filter(is_kind, words)
+    for prefix, ends in PUT_TOGETHER.items():
+        assert ends <= words
+        yield from (f"{prefix}{each}" for each in ends)
+
+
+def logs(tree: ast.AST) -> Iterator[ast.Call]:
+    """Find what goes to the log: it has names of its own."""
+    for each in ast.walk(tree):
+        if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute):
+            owner = each.func.value
+            if isinstance(owner, ast.Name) and owner.id == "log":
+                yield each
+
+
+def beginning(text: ast.JoinedStr) -> str:
+    first = text.values[0]
+    return str(first.value) if isinstance(first, ast.Constant) else ""
+
+
+def is_kind(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and KIND.fullmatch(value) is not None
+        and value.split(".")[0] in FAMILIES
+        and not value.endswith((".html", ".css", ".json", ".dcm"))
+    )
