@@ -152,7 +152,7 @@ def test_choices_are_four_and_the_letter_is_right(cases: list[Case]) -> None:
     letters = dict.fromkeys("ABCD", 0)
     for seed in range(5):
         for case in cases:
-            told = turns(case, np.random.default_rng(seed))
+            told = turns(case, np.random.default_rng([seed, case.seed]))
             for turn in [each for each in told if each.task == "closed_vqa"]:
                 check_choice(case, turn)
                 letters[turn.letter] += 1
