@@ -21,16 +21,19 @@ log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 3600.0
 POLL_S = 0.5
+MOST_DESTINATIONS = 1000  # threads are made as they are needed, and never shared by two peers
 
 
 def run(ledger: Ledger, config: Config, stop: threading.Event) -> None:
     """Deliver whatever is due until told to stop; a delivery that is under way is finished."""
-    busy: dict[str, Future[None]] = {}
-    with ThreadPoolExecutor(thread_name_prefix="delivery") as pool:
+    under_way: dict[str, Future[None]] = {}
+    with ThreadPoolExecutor(MOST_DESTINATIONS, thread_name_prefix="delivery") as pool:
         while not stop.is_set():
+            # Before the ledger is read: what ends in between would be in the list as still due.
+            busy = {each for each, future in under_way.items() if not future.done()}
             for destination, due in _due(ledger):
-                if destination not in busy or busy[destination].done():
-                    busy[destination] = pool.submit(_deliver_all, ledger, config, due, stop)
+                if destination not in busy:
+                    under_way[destination] = pool.submit(_deliver_all, ledger, config, due, stop)
             stop.wait(POLL_S)
 
 
@@ -83,9 +86,9 @@ def _put_off(ledger: Ledger, config: Config, delivery: Delivery, reason: str) ->
     if attempt >= config.delivery_attempts:
         ledger.record_delivery(delivery.id, "failed", detail=reason)
         return
+    wait_s = min(LONGEST_WAIT_S, config.delivery_backoff_s * 2.0 ** (attempt - 1))
     # Jitter keeps many studies from knocking at a returning PACS in the same second.
-    wait_s = min(LONGEST_WAIT_S, config.delivery_backoff_s * 2 ** (attempt - 1))
-    wait_s *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter, no secret
+    wait_s *= random.uniform(0.8, 1.0)  # noqa: S311 - jitter, no secret
     ledger.record_delivery(
         delivery.id,
         "pending",
