@@ -34,7 +34,7 @@ FOLDERS = {
 
 def tracked() -> list[Path]:
     done = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
+        ["git", "ls-files"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -56,7 +56,8 @@ def settings_table() -> str:
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for each in config.describe(None, {}):
         default = f"`{each.default}`" if each.default else ""
-        lines.append(f"| `{each.name}` | {default} | {each.help} |")
+        meaning = each.help.replace("|", "\\|")
+        lines.append(f"| `{each.name}` | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -94,7 +95,7 @@ def _first(path: Path) -> str:
         told = (ast.get_docstring(ast.parse(source)) or "?").splitlines()[0]
     else:
         told = source.splitlines()[0].removeprefix("// ")
-    return re.split(r"(?<=[a-z\])`])\.(?: |$)", told)[0]
+    return re.split(r"(?<=[a-z\])`])\. ", told)[0].rstrip(".")
 
 
 def test_the_readme_shows_every_setting() -> None:
