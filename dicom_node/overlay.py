@@ -15,6 +15,9 @@ TILE = 300  # pixels of a tile's longer side
 TILES = 8
 COLUMNS = 4
 MARGIN = 8
+HEAD = 58
+LEGEND_ROW = 24
+LINE = 2  # pixels
 BANNER = "AI DRAFT - not for diagnostic use - unverified"
 INK, PAPER, ALARM = (235, 238, 242), (16, 18, 22), (255, 196, 60)
 
@@ -95,7 +98,9 @@ def _tile(
     drawn = Image.fromarray(grey.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
     canvas = np.array(drawn.convert("RGB"), dtype=np.float32)
     for layer, mask in layers:
-        shape = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST), dtype=bool)
+        # By area, so that no mask is too small to be seen.
+        grown = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
+        shape = np.array(grown) > 0
         colour = np.array(layer.colour_rgb, dtype=np.float32)
         canvas[shape] = 0.75 * canvas[shape] + 0.25 * colour
         canvas[_outline(shape)] = colour
@@ -107,44 +112,65 @@ def _tile(
 
 
 def _outline(shape: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Give the pixels of a shape that touch its outside."""
-    padded = np.pad(shape, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    """Give the pixels of a shape that are within `LINE` pixels of its outside."""
+    inside = shape
+    for _ in range(LINE):
+        padded = np.pad(inside, 1)
+        inside = (
+            inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        )
     return shape & ~inside
 
 
 def _mark(tile: Image.Image, text: str) -> None:
     draw = ImageDraw.Draw(tile)
-    draw.text((6, 4), text, fill=INK, font=_font(12))
-    draw.text((6, TILE // 2 - 8), "R", fill=ALARM, font=_font(16))
-    draw.text((TILE - 16, TILE // 2 - 8), "L", fill=ALARM, font=_font(16))
+    middle = TILE // 2 - 8
+    for place, said, colour, size in (
+        ((6, 4), text, INK, 12),
+        ((6, middle), "R", ALARM, 16),
+        ((TILE - 16, middle), "L", ALARM, 16),
+    ):
+        # Dark around each letter: it must be read on bone too.
+        draw.text(place, said, colour, _font(size), stroke_width=2, stroke_fill=PAPER)
 
 
 def _sheet(tiles: Sequence[Image.Image], layers: Sequence[Layer], note: str) -> Image.Image:
-    rows = -(-len(tiles) // COLUMNS)
     columns = min(COLUMNS, len(tiles))
-    head, legend = 58, 24 * (-(-max(1, len(layers)) // COLUMNS)) + MARGIN
-    width = columns * (TILE + MARGIN) + MARGIN
-    sheet = Image.new("RGB", (width, head + rows * (TILE + MARGIN) + legend), PAPER)
+    rows = -(-len(tiles) // columns)
+    legend = LEGEND_ROW * -(-max(1, len(layers)) // columns) + MARGIN
+    step = TILE + MARGIN
+    # One tile alone is narrower than the words that must stand above it.
+    width = MARGIN + max(columns * step, round(_font(20).getlength(BANNER)) + MARGIN)
+    sheet = Image.new("RGB", (width, HEAD + rows * step + legend), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, 6), BANNER, fill=ALARM, font=_font(20))
-    draw.text((MARGIN, 34), note, fill=INK, font=_font(14))
+    draw.text((MARGIN, 34), _fitted(note, width - 2 * MARGIN), fill=INK, font=_font(14))
     for index, tile in enumerate(tiles):
-        row, column = divmod(index, COLUMNS)
-        sheet.paste(tile, (MARGIN + column * (TILE + MARGIN), head + row * (TILE + MARGIN)))
-    _legend(draw, layers, head + rows * (TILE + MARGIN), (width - MARGIN) // columns)
+        row, column = divmod(index, columns)
+        sheet.paste(tile, (MARGIN + column * step, HEAD + row * step))
+    _legend(draw, layers, HEAD + rows * step, columns)
     return sheet
 
 
-def _legend(draw: ImageDraw.ImageDraw, layers: Sequence[Layer], top: int, step: int) -> None:
+def _legend(draw: ImageDraw.ImageDraw, layers: Sequence[Layer], top: int, columns: int) -> None:
     if not layers:
         draw.text((MARGIN, top), "no mask was drawn", fill=INK, font=_font(14))
-    per_row = max(1, COLUMNS)
     for index, layer in enumerate(layers):
-        row, column = divmod(index, per_row)
-        x, y = MARGIN + column * step, top + row * 24
+        row, column = divmod(index, columns)
+        x, y = MARGIN + column * (TILE + MARGIN), top + row * LEGEND_ROW
         draw.rectangle((x, y + 2, x + 14, y + 16), fill=layer.colour_rgb)
-        draw.text((x + 22, y), layer.label, fill=INK, font=_font(14))
+        said = layer.label if layer.mask.any() else f"{layer.label} (nothing)"
+        draw.text((x + 22, y), _fitted(said, TILE - 22), fill=INK, font=_font(14))
+
+
+def _fitted(text: str, width: int) -> str:
+    """Cut a text to a width in pixels, and show that it is cut."""
+    font = _font(14)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text} ...") > width:
+        text = text[:-1]
+    return f"{text} ..."
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
