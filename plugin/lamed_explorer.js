@@ -20,7 +20,7 @@
     'delivering': 'The drafts are on their way back.',
     'done': 'The drafts are among the series of this study.',
     'rejected': 'The node does not read this study.',
-    'failed': 'The node could not finish. Send it again to try again.'
+    'failed': 'The node could not finish; its QA pages say more.'
   };
   var shown = null;  // Orthanc's id of the study whose page is open
   var drawn = '';    // what stands there now
