@@ -53,13 +53,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A window; with LAMED_PICTURES=FOLDER what it shows at the end of each test is kept there."""
+    """A window; with PICTURES=FOLDER what it shows at the end of each test is kept there."""
     errors: list[str] = []
     with browser.new_context(viewport={"width": 1100, "height": 800}) as context:
         opened = context.new_page()
         opened.on("pageerror", lambda error: errors.append(str(error)))
         yield opened
-        if folder := os.environ.get("LAMED_PICTURES"):
+        if folder := os.environ.get("PICTURES"):
             opened.screenshot(path=Path(folder) / f"{request.node.name}.png", full_page=True)
     assert errors == []
 
