@@ -5,6 +5,7 @@ Knows what a sample must hold, and how its image and mask lie on disk; not where
 
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -104,7 +105,7 @@ class Sample:
     def __post_init__(self) -> None:
         for name in ("question", "answer", "patient"):
             if not getattr(self, name).strip():
-                raise self.error(f"a {name}", "nothing")
+                raise self.error(f"text for {name}", "nothing")
         if self.side not in SIDES:
             raise self.error("left, right or no side", repr(self.side))
         self._check_choices()
@@ -150,7 +151,7 @@ def load_image(sample: Sample) -> NDArray[np.float32]:
     DataError
         It is missing, is no array of that shape, or leaves 0..1.
     """
-    image = _load(sample, sample.image)
+    image = load_array(sample.image, sample.error)
     if image.ndim != IMAGE_AXES or image.shape[0] != 1 or 0 in image.shape:
         raise sample.error("an image (1, D, H, W)", f"{image.shape} in {sample.image}")
     if image.dtype.kind != "f":
@@ -171,7 +172,7 @@ def load_mask(sample: Sample) -> NDArray[np.bool_]:
     """
     if sample.mask is None:
         raise sample.error("a mask", "a sample without one")
-    labels = _load(sample, sample.mask)
+    labels = load_array(sample.mask, sample.error)
     mask = labels > 0 if sample.mask_label is None else labels == sample.mask_label
     mask = mask[None] if mask.ndim == IMAGE_AXES - 1 else mask
     if mask.ndim != IMAGE_AXES or mask.shape[0] != 1:
@@ -181,20 +182,24 @@ def load_mask(sample: Sample) -> NDArray[np.bool_]:
     return np.asarray(mask, dtype=np.bool_)
 
 
-def _is_box(box: Box) -> bool:
-    if len(box) != BOX_NUMBERS or not all(0 <= each <= 1 for each in box):
-        return False
-    return all(first <= last for first, last in zip(box[:3], box[3:], strict=True))
+def load_array(path: Path, error: Callable[[str, str], DataError]) -> NDArray[Any]:
+    """Load the array of a ``.npy``, or the one named ``mask`` of a ``.npz``; never a pickle.
 
-
-def _load(sample: Sample, path: Path) -> NDArray[Any]:
+    `error` makes the error of the row that names the file.
+    """
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
             return found
         with found as archive:
             return np.asarray(archive["mask"])
-    except FileNotFoundError as error:
-        raise sample.error(f"the file {path}", "none") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise sample.error(f"an array in {path}", f"{type(error).__name__}: {error}") from error
+    except FileNotFoundError as failed:
+        raise error(f"the file {path}", "none") from failed
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as failed:
+        raise error(f"an array in {path}", f"{type(failed).__name__}: {failed}") from failed
+
+
+def _is_box(box: Box) -> bool:
+    if len(box) != BOX_NUMBERS or not all(0 <= each <= 1 for each in box):
+        return False
+    return all(first <= last for first, last in zip(box[:3], box[3:], strict=True))
