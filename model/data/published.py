@@ -132,7 +132,7 @@ def gather(
     broken: list[DataError] = []
     for row in rows:
         try:
-            samples += read(row)
+            samples += list(read(row))  # all of a row, or nothing
         except DataError as error:
             broken.append(error)
     if broken:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,6 @@ TASKS: Final = (
 )
 MASK: Final = re.compile(r"mask_(\d+)\.np[yz]$")
 YES_NO: Final = ("Yes", "No")
-BOX: Final = [True] * BOX_NUMBERS
 OTHER_AXES: Final = ((1, 2), (0, 2), (0, 1))
 
 
@@ -110,19 +109,20 @@ def box_of(mask: NDArray[np.bool_]) -> Box | None:
     voxels = mask.reshape(mask.shape[-3:])
     if not voxels.any():
         return None
-    (z0, z1), (y0, y1), (x0, x1) = (_ends(voxels.any(axis=others)) for others in OTHER_AXES)
+    (z0, z1), (y0, y1), (x0, x1) = (_ends(voxels, others) for others in OTHER_AXES)
     return z0, y0, x0, z1, y1, x1
 
 
-def _ends(inside: NDArray[np.bool_]) -> tuple[float, float]:
+def _ends(voxels: NDArray[np.bool_], others: tuple[int, int]) -> tuple[float, float]:
+    inside = np.asarray(voxels.any(axis=others))
     first, last = np.flatnonzero(inside)[[0, -1]] / len(inside)
     return float(first), float(last)
 
 
 def _names(path: Path, code: str, root: Path) -> dict[int, str]:
     labels = content(path, root=root).get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise DataError(path.name, None, 'the names of the classes as "labels"', repr(labels))
+    if not isinstance(labels, dict) or not all(str(each).isdecimal() for each in labels):
+        raise DataError(path, None, '"labels": {number: name} of the classes', repr(labels))
     return {int(each): corrected(code, int(each), str(name)) for each, name in labels.items()}
 
 
@@ -143,12 +143,13 @@ def _entry(row: Row, root: Path, code: str, names: Mapping[int, str]) -> Entry:
 def _box(row: Row, mask: Path) -> Box | None:
     if "box" not in row.cells:
         return box_of(load_array(mask, row.error) > 0)
-    found = row.cells["box"]
+    found = cast(list[float] | None, row.cells["box"])
     if found is None:
         return None
-    if not isinstance(found, list) or [type(each) in (int, float) for each in found] != BOX:
-        raise row.error(f"a box of {BOX_NUMBERS} numbers or null", repr(found))
-    z0, y0, x0, z1, y1, x1 = (float(each) for each in found)
+    try:
+        z0, y0, x0, z1, y1, x1 = map(float, found)
+    except (TypeError, ValueError) as error:
+        raise row.error(f"a box of {BOX_NUMBERS} numbers or null", repr(found)) from error
     return z0, y0, x0, z1, y1, x1
 
 
