@@ -247,7 +247,8 @@ def choose(
 
 def describe_device(device: str, dtype: str) -> str:
     """Say where the model would compute, for the doctor."""
-    chosen, kind = choose(device, dtype)
+    chosen, dtype_chosen = choose(device, dtype)
+    kind = str(dtype_chosen).removeprefix("torch.")
     if chosen.type != "cuda":
         return f"{chosen} in {kind} ({torch.get_num_threads()} threads)"
     free, total = torch.cuda.mem_get_info(chosen)
