@@ -288,6 +288,7 @@ def _restore_study(transaction: Transaction, job: Job) -> None:
         transaction.advance_study(job.study_uid, ("queued",), "processing")
     elif job.state == State.DONE:
         transaction.advance_study(job.study_uid, ("receiving",), "delivering")
+        transaction.restart_deliveries(job.id)
         transaction.end_deliveries(job.id)
     else:
         transaction.advance_study(job.study_uid, ("receiving",), "queued")

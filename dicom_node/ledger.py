@@ -137,19 +137,17 @@ class Ledger:
     def request_completion(self, study_uid: str, *, by: str = "") -> bool:
         """Ask that a study be taken as complete now; False if it is not known.
 
-        `by` says for the event who asked.
+        One that has failed or was rejected is tried again. `by` says for the event who asked.
         """
-        study = tables.studies.c
+        table = tables.studies
         with self.transaction() as transaction:
-            state = transaction.connection.scalar(
-                select(study.state).where(study.study_uid == study_uid)
-            )
-            if state == "receiving":
-                transaction.connection.execute(
-                    update(tables.studies)
-                    .where(study.study_uid == study_uid)
-                    .values(complete_requested=True)
-                )
+            wanted = select(table.c.state).where(table.c.study_uid == study_uid)
+            state = transaction.connection.scalar(wanted)
+            if state in {"failed", "rejected"}:
+                transaction.reopen(study_uid, "asked for again")
+            if state in {"receiving", "failed", "rejected"}:
+                asked = update(table).where(table.c.study_uid == study_uid)
+                transaction.connection.execute(asked.values(complete_requested=True))
                 transaction.event("study.completion_requested", study_uid=study_uid, by=by)
             return state is not None
 

@@ -105,7 +105,7 @@ class Transaction:
             select(table.arrivals).where(table.study_uid == study_uid)
         )
         if seen is not None and arrivals != seen:
-            self._reopen(study_uid, to_text(self.now))
+            self.reopen(study_uid, "late images")
 
     def record_study(self, instance: Instance) -> None:
         """Remember the study of an instance; one that was past reception is open again."""
@@ -142,16 +142,19 @@ class Transaction:
             .where(table.c.study_uid == instance.study_uid)
             .values(last_at=func.max(table.c.last_at, received_at), arrivals=table.c.arrivals + 1)
         )
-        self._reopen(instance.study_uid, received_at)
+        self.reopen(instance.study_uid, "late images", opened_at=received_at)
 
-    def _reopen(self, study_uid: str, opened_at: str) -> None:
+    def reopen(self, study_uid: str, reason: str, *, opened_at: str = "") -> None:
+        """Open a study again that was past reception; empty `opened_at` means now."""
         table = tables.studies
         past = (table.c.study_uid == study_uid) & (table.c.state != "receiving")
         if self.connection.scalar(select(table.c.state).where(past)) is None:
             return
-        self.set_study_state(study_uid, "receiving", "late images", kind="study.reopened")
+        self.set_study_state(study_uid, "receiving", reason, kind="study.reopened")
         self.connection.execute(
-            update(table).where(table.c.study_uid == study_uid).values(opened_at=opened_at)
+            update(table)
+            .where(table.c.study_uid == study_uid)
+            .values(opened_at=opened_at or to_text(self.now))
         )
 
     def record_instance(self, instance: Instance) -> None:
@@ -173,6 +176,16 @@ class Transaction:
                 received_at=to_text(instance.received_at),
             )
         )
+
+    def restart_deliveries(self, job_id: str) -> None:
+        """Begin again to send what was given up."""
+        table = tables.deliveries
+        given_up = (table.c.job_id == job_id) & (table.c.state == "failed")
+        anew = {"state": "pending", "attempts": 0, "next_at": to_text(self.now)}
+        rows = self.connection.execute(update(table).where(given_up).values(anew).returning(table))
+        for row in rows.all():
+            told = {"study_uid": row.study_uid, "job_id": job_id, "destination": row.destination}
+            self.event("delivery.restarted", **told)
 
     def end_deliveries(self, job_id: str) -> None:
         """Move the study on when the last delivery of the job that speaks for it has ended."""

@@ -249,3 +249,41 @@ def test_two_worker_processes_never_hold_one_job(ledger: Ledger, jobs: Jobs) -> 
     assert taken.empty()
     assert ledger.verify() == len(ledger.events())
     assert {each.attempts for each in jobs.for_study(STUDY)} == {1}
+
+
+@pytest.mark.parametrize("end", [State.FAILED, State.REJECTED])
+def test_what_failed_is_tried_again_when_somebody_asks(
+    ledger: Ledger, jobs: Jobs, end: State
+) -> None:
+    job = enqueue(jobs)
+    jobs.claim("w", 60)
+    jobs.finish(job.id, "w", end, "no luck")
+    assert ledger.study(STUDY).state == end
+    assert ledger.request_completion(STUDY, by="somebody")
+    study = ledger.study(STUDY)
+    assert (study.state, study.complete_requested) == ("receiving", True)
+    assert ledger.quiet_studies(3600, 3600) == [study]
+    assert enqueue(jobs).id == job.id
+    assert (jobs.get(job.id).state, ledger.study(STUDY).state) == (State.QUEUED, "queued")
+    assert kinds(ledger)[-4:-2] == ["study.reopened", "study.completion_requested"]
+
+
+def test_a_delivery_that_was_given_up_begins_again_when_somebody_asks(
+    ledger: Ledger, jobs: Jobs
+) -> None:
+    job = enqueue(jobs)
+    jobs.claim("w", 60)
+    ledger.record_results(job.id, [], ["A@host:1", "B@host:1"], {})
+    jobs.finish(job.id, "w", State.DONE)
+    sent, given_up = ledger.due_deliveries()
+    ledger.record_delivery(sent.id, "sent")
+    ledger.record_delivery(given_up.id, "failed", detail="refused")
+    assert ledger.study(STUDY).state == "failed"
+    ledger.request_completion(STUDY)
+    enqueue(jobs)
+    assert ledger.study(STUDY).state == "delivering"
+    (due,) = ledger.due_deliveries()
+    assert (due.destination, due.attempts) == ("B@host:1", 0)
+    assert kinds(ledger).count("delivery.restarted") == 1
+    ledger.record_delivery(due.id, "sent")
+    assert ledger.study(STUDY).state == "done"

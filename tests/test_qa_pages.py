@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import missing
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from read_studies import Read, read_studies
+from read_studies import Read, intake, read_studies
 
 from dicom_node import qa
 
@@ -102,7 +102,19 @@ def test_a_study_that_is_arriving_is_taken_by_hand(page: Page, node: Read, url: 
     assert node.ledger.study(node.receiving).complete_requested
 
 
-def test_the_pages_are_used_with_the_keyboard_alone(page: Page) -> None:
+def test_a_study_that_was_rejected_is_tried_again_by_hand(page: Page, node: Read, url: str) -> None:
+    page.goto(f"{url}/studies/{node.rejected}")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("h1 .badge")).to_have_text("receiving")
+    intake(node.config, node.ledger).step()
+    page.reload()
+    expect(page.locator("h1 .badge")).to_have_text("rejected")
+    page.goto(f"{url}/studies/{node.done}")
+    expect(page.get_by_role("button", name="Try again")).to_have_count(0)
+
+
+def test_the_pages_are_used_with_the_keyboard_alone(page: Page, url: str) -> None:
+    page.goto(url)
     page.keyboard.press("Tab")
     focused = page.locator(":focus")
     expect(focused).to_have_text("Skip to the content")
