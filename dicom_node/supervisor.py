@@ -27,7 +27,9 @@ from .ledger import Ledger
 
 log = logging.getLogger(__name__)
 
-ROLES = ("scp", "worker", "qa")
+# In this order: that a port is taken is seen before the model is loaded.
+ROLES = ("scp", "qa", "worker")
+STARTS = {"worker": ", which loads the model"}
 READY_S = 600.0  # a large checkpoint is verified to the last byte
 DRAIN_S = 30.0
 LONGEST_PAUSE_S = 60.0
@@ -80,21 +82,23 @@ class Supervisor:
 
     def start(self, stop: threading.Event) -> None:
         """Start the roles and wait until each is ready, or until told to stop."""
-        self.tell(f"starting {', '.join(ROLES)}")
         for name in ROLES:
+            self.tell(f"starting {name}{STARTS.get(name, '')}")
             self._start(name)
+            self._wait(name, stop)
+
+    def _wait(self, name: str, stop: threading.Event) -> None:
         deadline = time.monotonic() + READY_S
-        while len(self.ports) < len(ROLES) and not stop.wait(POLL_S):
-            for name, child in self.children.items():
-                ended = child.poll() is not None
-                said = _read(_announcement(self.config, name, child.pid))
-                if ended:
-                    raise _failure(name, child.returncode, said)
-                if "port" in said:
-                    self.ports[name] = int(said["port"])
+        while name not in self.ports and not stop.wait(POLL_S):
+            child = self.children[name]
+            ended = child.poll() is not None
+            said = _read(_announcement(self.config, name, child.pid))
+            if ended:
+                raise _failure(name, child.returncode, said)
+            if "port" in said:
+                self.ports[name] = int(said["port"])
             if time.monotonic() > deadline:
-                missing = ", ".join(sorted(set(ROLES) - set(self.ports)))
-                raise Unavailable(f"not ready in {READY_S:g} s: {missing}")
+                raise Unavailable(f"{name} is not ready in {READY_S:g} s")
 
     def mind(self, stop: threading.Event) -> None:
         """Start again what dies, later each time, until told to stop."""
