@@ -57,7 +57,7 @@ COVERED = 0.15  # of the image, by a mask
 
 
 def init(out: Path, *, seed: int = 0) -> Card:
-    """Write the untrained tiny checkpoint; the same seed gives the same bytes.
+    """Write the untrained tiny checkpoint; on one machine the same seed gives the same bytes.
 
     Raises
     ------

@@ -117,8 +117,8 @@ def test_a_checkpoint_of_pickles_alone_is_refused_and_they_are_named(
         with pytest.raises(ModelError) as caught:
             refuse(folder)
         assert str(caught.value) == (
-            f"{folder / weights} is missing; model.bin, model.pt, pretrained_ViT.bin, pytorch_model.bin, "
-            "training_args.bin is a pickle and is not read"
+            f"{folder / weights} is missing; model.bin, model.pt, pretrained_ViT.bin, "
+            "pytorch_model.bin, training_args.bin is a pickle and is not read"
         )
     assert not mark.exists()
     assert not (tmp_path / "ours").exists()
