@@ -19,7 +19,7 @@ BENCH = "reading"
 
 def run(lab: Lab) -> None:
     checkpoint = lab.checkpoint or lab.folder / "lamed-tiny-untrained"
-    if not checkpoint.exists():
+    if lab.checkpoint is None:
         lab.tell("making the untrained tiny checkpoint")
         lab.alone(make_checkpoint, checkpoint)
     count = lab.size(18, 2)
