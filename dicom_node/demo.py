@@ -177,7 +177,7 @@ def _study(out: Path, cache: Path, show: _Show) -> Path:
         folder = chest_ct(cache, lambda text: show.line("", text))
         show.line("real", f"a chest CT of a lung cancer patient, de-identified: {folder}")
     except (Unavailable, OSError) as error:
-        show.line("", f"no real scan: {error}")
+        show.line("", f"no real scan, is there a network? {error}")
         folder = out / "synthetic"
         sample.write(sample.series(shape=(60, 256, 256), spacing_mm=(5.0, 1.4, 1.4)), folder)
         show.line("SYNTHETIC", f"a drawn patient instead of a real one: {folder}")
