@@ -20,7 +20,7 @@ from .network import Lamed, greedy
 from .preprocess import Placement, Prepared, prepare
 from .tokenizer import BOX_END, BOX_START, IMAGE, Tokenizer
 
-MAXIMUM_LENGTH = 512  # tokens of a question with its image tokens, as in training (m3d.md 1.4)
+MAXIMUM_LENGTH = 512  # tokens of a question with its image tokens, as in training
 MASKS_AT_ONCE = 4
 BOX = re.compile(re.escape(BOX_START) + r"\s*\[([^\]]*)\]\s*" + re.escape(BOX_END))
 
@@ -30,7 +30,7 @@ class Question:
     """One question about a volume.
 
     A `caption` asks for a text about the whole volume: it follows the image tokens without a
-    space, as the model was trained (m3d.md 1.4). An answer ends by itself or after
+    space, as the model was trained. An answer ends by itself or after
     `max_new_tokens`.
     """
 
@@ -54,7 +54,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Box:
-    """A box in voxels of the volume that was read, (slice, row, column), half open."""
+    """A box in voxels of the volume that was read, (slice, row, column); voxel i is i to i + 1."""
 
     start: tuple[float, float, float]
     stop: tuple[float, float, float]
@@ -272,7 +272,7 @@ def _plain(raw: str, tokens: Iterable[str]) -> str:
 def _boxes(raw: str, prepared: Prepared) -> list[Box]:
     """Read ``<bx_start>[z0, y0, x0, z1, y1, x1]<bx_end>``, normalised on the network's grid.
 
-    The model learnt the last voxel inside as the end (m3d.md 11), so a box ends one voxel later.
+    The model learnt the last voxel inside as the end, so a box ends one voxel later.
     """
     grid = prepared.image.shape[2:]
     boxes = []

@@ -50,7 +50,10 @@ class Placement:
         return whole
 
     def place(self, point: tuple[float, float, float]) -> tuple[float, float, float]:
-        """Bring a normalised point (0..1 along each axis of the grid) to source voxels."""
+        """Bring a normalised point (0..1 along each axis of the grid) to source voxels.
+
+        Edges, not centres: voxel i of the source is i to i + 1.
+        """
         z, y, x = (
             start + each * size
             for start, each, size in zip(self.start, point, self.size, strict=True)
@@ -83,7 +86,7 @@ def prepare(
         Level and width in the units of the voxels (HU for CT).
     percentiles
         Low and high, for intensities without units; without a window or percentiles the range is
-        that of the volume, as in the reference (m3d.md 4).
+        that of the volume, as in the reference.
 
     Raises
     ------
