@@ -65,7 +65,7 @@ def outline(answers: Sequence[Finding], document: Document) -> Outlines | None:
     masks = [mask for _, _, mask in masked]
     _check_grids(masks, document)
     labels = _exclusive(masks, [each.confidence for each, _, _ in masked])
-    counts = np.bincount(labels.ravel(), minlength=len(masks) + 1)[1:]
+    counts = _counts(labels, len(masks))
     kept = [index for index, count in enumerate(counts) if count]
     if not kept:
         return None
@@ -132,6 +132,11 @@ def _exclusive(
     for index in sorted(range(len(masks)), key=ranks.__getitem__):
         labels[(labels == 0) & (masks[index].array != 0)] = index + 1
     return labels
+
+
+def _counts(labels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
+    """Count the voxels of each label; slice by slice, because numpy counts in eight bytes."""
+    return np.asarray(sum(np.bincount(each.ravel(), minlength=count + 1)[1:] for each in labels))
 
 
 def _describe(segment: Segment, document: Document) -> hd.seg.SegmentDescription:
