@@ -2,7 +2,7 @@
 
 Knows the sentencepiece model and the added tokens of a checkpoint's folder. The ids are those of
 the slow Llama tokenizer with ``legacy=False``: text after an added token gets no space of its own
-in front (m3d.md 1.4).
+in front.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""M3D-CLIP: one embedding space for volumes and reports (m3d.md 1.7).
+"""M3D-CLIP: one embedding space for volumes and reports.
 
 Knows tensors and token ids; has never heard of hubs: BERT comes from the config, never by name.
 """

@@ -1,4 +1,4 @@
-"""Greedy words, and masks for the [SEG]s among them (m3d.md 1.5).
+"""Greedy words, and masks for the [SEG]s among them.
 
 Knows token ids and hidden states; must not know text or how a volume was prepared.
 """

@@ -1,4 +1,4 @@
-"""M3D-LaMed: a language model that sees one volume and can ask for masks (m3d.md 1.1, 1.4-1.6).
+"""M3D-LaMed: a language model that sees one volume and can ask for masks.
 
 Knows tensors and token ids; has never heard of text, files or DICOM. transformers' own Phi-3 and
 Llama layers read; the image and mask parts hang on the inner model under the released names.

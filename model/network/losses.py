@@ -1,4 +1,4 @@
-"""The training losses of M3D (m3d.md 1.6). Knows logits and targets only."""
+"""The training losses of M3D. Knows logits and targets only."""
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name

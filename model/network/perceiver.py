@@ -1,4 +1,4 @@
-"""The bridge from vision tokens to word embeddings: the spatial pooling perceiver (m3d.md 1.3).
+"""The bridge from vision tokens to word embeddings: the spatial pooling perceiver.
 
 Knows a grid of tokens and two widths; must not know images or prompts.
 """

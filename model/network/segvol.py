@@ -1,4 +1,4 @@
-"""SegVol as LaMed uses it (m3d.md 1.5): an image encoder and a mask decoder told what to draw.
+"""SegVol as LaMed uses it: an image encoder and a mask decoder told what to draw.
 
 Knows volumes, prompt vectors and mask logits; has never heard of words. State-dict names are the
 released ones, so parts this product never calls (point prompts, mask prompts) are kept as weights.

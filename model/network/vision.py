@@ -1,4 +1,4 @@
-"""The 3D vision transformer of M3D (m3d.md 1.2), used by LaMed, by SegVol and by M3D-CLIP.
+"""The 3D vision transformer of M3D, used by LaMed, by SegVol and by M3D-CLIP.
 
 Knows volumes and tokens; has never heard of words or masks. State-dict names are the released
 ones. MONAI's MLPBlock fits them; its TransformerBlock carries a cross-attention norm the release
