@@ -7,6 +7,9 @@ One folder for each job: ``seg.dcm``, ``measurements.dcm``, ``draft.dcm``, ``dra
 import hashlib
 import json
 import os
+import uuid
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +24,30 @@ from .ledger import Result
 if TYPE_CHECKING:
     from .worker import Reading
 
+LABELS = frozenset({"seg", "measurements", "draft"})
+
 
 def save(reading: "Reading", folder: Path) -> dict[str, Any]:
-    """Write everything, see it onto the disk (fsync), and return the summary."""
+    """Write everything, see it onto the disk (fsync), and return the summary.
+
+    Each file appears whole or not at all: a worker that has lost its job may write while what the
+    other one wrote is being sent. What an earlier reading left here and this one does not have is
+    removed: a SEG beside somebody else's draft would be taken for its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for label, instance in reading.objects.items():
-        instance.save_as(folder / f"{label}.dcm", enforce_file_format=True)
-    (folder / "draft.txt").write_text(sr_templates.as_text(reading.objects["draft"]))
-    picture(reading).save(folder / "overlay.png")
-    summary = summarize(reading, folder)
-    (folder / "summary.json").write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
+        write = partial(instance.save_as, enforce_file_format=True)
+        _write(folder / f"{label}.dcm", write)
+    for label in LABELS.difference(reading.objects):
+        (folder / f"{label}.dcm").unlink(missing_ok=True)
+    draft = sr_templates.as_text(reading.objects["draft"])
+    drawn, summary = picture(reading), summarize(reading, folder)
+    told = json.dumps(summary, ensure_ascii=False, indent=2) + "\n"
+    _write(folder / "draft.txt", lambda path: path.write_text(draft, encoding="utf-8"))
+    _write(folder / "overlay.png", lambda path: drawn.save(path, format="PNG"))
+    _write(folder / "summary.json", lambda path: path.write_text(told, encoding="utf-8"))
+    for each in (folder, folder.parent):
+        _sync(each)
     return summary
 
 
@@ -126,7 +141,18 @@ def _measured(reading: "Reading", question: str) -> dict[str, Any] | None:
 
 def _model_line(reading: "Reading") -> str:
     line = f"model {reading.card.name} {reading.card.version}"
-    return f"{line} - UNTRAINED: the answers mean nothing" if reading.card.untrained else line
+    # First, since what is last may be cut.
+    return f"UNTRAINED: the answers mean nothing - {line}" if reading.card.untrained else line
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    beside = path.with_name(f"{uuid.uuid4().hex}.partial")
+    try:
+        write(beside)
+        _sync(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from sr_templates import Algorithm, Finding, Protocol
 
 from . import results, volume
 from .config import Config
-from .errors import BadInput
+from .errors import BadInput, Mismatch, Unavailable
 from .jobs import Job, Jobs, State
 from .ledger import Ledger
 from .volume import SourceVolume
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
 IDLE_S = 0.5
+RETRY_S = 5.0
+BEATS = 3  # renewals within one lease: two may be missed
 
 
 @dataclass(frozen=True)
@@ -122,27 +125,46 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; a job that is under way is finished first."""
         while not stop.is_set():
-            if not self.step():
-                stop.wait(IDLE_S)
+            try:
+                pause_s = 0.0 if self.step() else IDLE_S
+            except Exception:  # the loop's edge: a ledger that is locked must not end the worker
+                log.exception("worker.error")
+                pause_s = RETRY_S
+            stop.wait(pause_s)
 
     def step(self) -> bool:
-        """Take one job through; tell whether there was one."""
+        """Take one job through; tell whether there was one.
+
+        Raises
+        ------
+        Unavailable
+            The ledger cannot be written now; what is begun is found when its lease has run out.
+        """
         job = self._jobs.claim(self._name, self._config.lease_s)
         if job is None:
             return False
         with self._heartbeat(job):
+            end = self._attempt(job)
             try:
-                self._do(job)
-            except BadInput as error:
-                self._jobs.finish(job.id, self._name, State.REJECTED, str(error))
-            except (model.ModelError, sr_templates.TemplateError) as error:
-                self._jobs.finish(job.id, self._name, State.FAILED, str(error))
-            except (
-                Exception
-            ) as error:  # the worker's edge: the next attempt may find better conditions
-                log.exception("job.error", extra={"job": job.id})
-                self._jobs.release(job.id, self._name, f"{type(error).__name__}: {error}")
+                end()
+            except Mismatch:  # another worker has it: what becomes of it is not for us to say
+                log.warning("job.lease_lost", extra={"job": job.id})
         return True
+
+    def _attempt(self, job: Job) -> Callable[[], None]:
+        """Do a job as far as it goes; give what is to be told to the queue."""
+        finish = partial(self._jobs.finish, job.id, self._name)
+        try:
+            self._do(job)
+        except BadInput as error:
+            return partial(finish, State.REJECTED, str(error))
+        except (model.ModelError, sr_templates.TemplateError) as error:
+            return partial(finish, State.FAILED, str(error))
+        except Exception as error:  # the worker's edge: the next attempt may find better conditions
+            log.exception("job.error", extra={"job": job.id})
+            reason = f"{type(error).__name__}: {error}"
+            return partial(self._jobs.release, job.id, self._name, reason)
+        return partial(finish, State.DONE)
 
     def _do(self, job: Job) -> None:
         protocol = self._protocols.get(job.protocol)
@@ -157,12 +179,14 @@ class Worker:
             manufacturer=self._config.manufacturer,
             tell=lambda text: log.info("job.step", extra={"job": job.id, "step": text}),
         )
-        folder = self._config.results_dir / job.id
+        folder = (self._config.results_dir / job.id).absolute()
         summary = results.save(reading, folder)
         destinations = [str(each) for each in self._config.destinations]
         rows = results.rows(reading, folder, job.id)
+        # Renewed once more: whoever was asleep for longer than the lease records nothing.
+        if not self._renew(job):
+            raise Mismatch(f"job {job.id} is not held by {self._name}")
         self._ledger.record_results(job.id, rows, destinations, summary)
-        self._jobs.finish(job.id, self._name, State.DONE)
 
     def _paths(self, job: Job) -> list[Path]:
         wanted = set(job.sop_uids)
@@ -170,15 +194,21 @@ class Worker:
             each.path for each in self._ledger.instances(job.study_uid) if each.sop_uid in wanted
         ]
 
+    def _renew(self, job: Job) -> bool:
+        return self._jobs.heartbeat(job.id, self._name, self._config.lease_s)
+
     @contextmanager
     def _heartbeat(self, job: Job) -> Iterator[None]:
         done = threading.Event()
 
         def beat() -> None:
-            while not done.wait(self._config.lease_s / 3):
-                if not self._jobs.heartbeat(job.id, self._name, self._config.lease_s):
-                    log.warning("job.lease_lost", extra={"job": job.id})
-                    return
+            while not done.wait(self._config.lease_s / BEATS):
+                try:
+                    if not self._renew(job):
+                        log.warning("job.lease_lost", extra={"job": job.id})
+                        return
+                except Unavailable as error:  # the next beat may find the ledger free
+                    log.warning("job.no_heartbeat", extra={"job": job.id, "reason": str(error)})
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
@@ -202,12 +232,22 @@ def _ask(lamed: model.LaMed, source: SourceVolume, protocol: Protocol) -> list[m
 
 
 def _masks(protocol: Protocol, answers: Sequence[model.Answer]) -> dict[str, NDArray[np.bool_]]:
-    """Restore the mask of each question that asked for one; what nobody asked for is not shown."""
+    """Restore the mask of each question that asked for one; what nobody asked for is not shown.
+
+    No two of them overlap, as in the SEG, so that picture and summary say what is sent.
+    """
     masks: dict[str, NDArray[np.bool_]] = {}
+    sure: dict[str, float] = {}
     for question, answer in zip(protocol.questions, answers, strict=True):
         if question.target is not None and answer.masks:
             logits = [each.restore() for each in answer.masks]
             masks[question.id] = np.maximum.reduce(logits) > 0
+            sure[question.id] = answer.confidence
+    taken: NDArray[np.bool_] | None = None
+    for name in sorted(masks, key=lambda each: -sure[each]):
+        if taken is not None:
+            masks[name] &= ~taken
+        taken = masks[name] if taken is None else taken | masks[name]
     return masks
 
 

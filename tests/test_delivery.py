@@ -1,6 +1,5 @@
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import drafts
 import pytest
+from desk import until
 from pydicom import dcmread
 
 from dicom_node import delivery, sample
@@ -139,13 +139,6 @@ def running(ledger: Ledger, config: Config) -> Iterator[None]:
         stop.set()
         thread.join(30)
         assert not thread.is_alive()
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # --- there --------------------------------------------------------------------------------------

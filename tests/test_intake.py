@@ -1,14 +1,12 @@
-import sqlite3
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from io import BytesIO
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from desk import HOUR_S, held, receive, until
 from pydicom import Dataset
 from pydicom.uid import XRayRadiationDoseSRStorage
 
@@ -21,11 +19,10 @@ from dicom_node.intake import Intake
 from dicom_node.jobs import Job, Jobs, State
 from dicom_node.ledger import Ledger, Study
 from dicom_node.routing import Rule
-from dicom_node.spool import Announced, Spool
+from dicom_node.spool import Spool
 
 RULES = serve.rules(serve.protocols(Config()))
 SHAPE = (16, 8, 8)  # the least that a protocol takes
-HOUR_S = 3600.0
 Take = Callable[..., Intake]
 
 
@@ -36,22 +33,6 @@ def take(ledger: Ledger) -> Take:
         return Intake(ledger, Jobs(ledger), rules, **known | options)
 
     return make
-
-
-def receive(spool: Spool, instances: Sequence[Dataset]) -> str:
-    """Store instances as the SCP does; return the UID of their study."""
-    for each in instances:
-        file = BytesIO()
-        each.save_as(file, enforce_file_format=True)
-        (meta,) = struct.unpack_from("<I", file.getvalue(), 140)
-        said = Announced(
-            str(each.SOPClassUID),
-            str(each.SOPInstanceUID),
-            str(each.file_meta.TransferSyntaxUID),
-            "SCANNER",
-        )
-        spool.store(file.getvalue()[144 + meta :], said)
-    return str(instances[0].StudyInstanceUID)
 
 
 def ct(**options: Any) -> list[Dataset]:
@@ -269,16 +250,6 @@ def test_a_file_that_is_gone_costs_its_series_alone(
 # --- a ledger that cannot be written ------------------------------------------------------------
 
 
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    holder = sqlite3.connect(path, isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    finally:
-        holder.close()
-
-
 def test_a_ledger_that_is_held_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,10 +304,3 @@ def test_the_loop_outlives_a_ledger_that_is_held(
         stop.set()
         thread.join(5)
         assert not thread.is_alive()
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
