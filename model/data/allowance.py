@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from model.errors import ModelError
 
 MILLION = 1_000_000
+ROUNDING = 1e-9  # what sums of prices leave of nothing
 
 
 class EndpointError(ModelError):
@@ -80,16 +81,20 @@ class Spending:
         prompt = usage.prompt_tokens * self.price_prompt
         return (prompt + usage.completion_tokens * self.price_completion) / MILLION
 
+    def fits(self, most: Usage) -> bool:
+        """Whether the budget allows a request at its most, besides what is under way."""
+        return not self.budget or self.cost + self.reserved + self.price(most) <= self.budget
+
     def reserve(self, most: Usage) -> float:
         """Set aside the most that a request can cost, before it is sent.
 
         Raises
         ------
         BudgetReached
-            It could lead beyond the budget, together with what is under way.
+            It does not fit.
         """
         price = self.price(most)
-        if self.budget and self.cost + self.reserved + price > self.budget:
+        if not self.fits(most):
             raise BudgetReached(
                 f"the budget of {self.budget:g} is used up: {self.cost:.4f} spent, and the next "
                 f"request could cost {price:.4f}"
@@ -99,7 +104,8 @@ class Spending:
 
     def release(self, reserved: float) -> None:
         """Give back what was set aside for a request that came to nothing."""
-        self.reserved = max(0.0, self.reserved - reserved)
+        left = self.reserved - reserved
+        self.reserved = left if left > ROUNDING else 0.0
 
     def charge(self, reserved: float) -> None:
         """Count a request in full whose end is not known: it may have been billed."""

@@ -173,18 +173,22 @@ def _is_number(value: object, kind: type) -> bool:
 
 
 def _check_address(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ModelError(f"url must be like http://127.0.0.1:8000/v1, not {url!r}")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ModelError(f"url must be like http://127.0.0.1:8000/v1: {error}") from error
     # What stands there would be written into messages and reports.
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ModelError("url must hold no user, password or query: name the key by key_variable")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ModelError(f"url must be like http://127.0.0.1:8000/v1, not {url!r}")
 
 
 class Chat:
     """An open endpoint: asked side by side, with patience, and counted."""
 
     def __init__(self, settings: Settings, spending: Spending) -> None:
+        self.ended: ModelError | None = None
         self._settings = settings
         self._spending = spending
         self._key = settings.key()
@@ -196,6 +200,7 @@ class Chat:
         self._form_works = False
         self._accepted: set[Form] = set()
         self._unanswered_in_a_row = 0
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def __aenter__(self) -> Self:
         try:
@@ -227,25 +232,39 @@ class Chat:
         EndpointError
             There will be no answers to others either, or no money for them.
         """
+        async with self._slots:
+            if self.ended:
+                raise self.ended
+            try:
+                return await self._usefully(prompt)
+            except EndpointError as error:
+                self.end(error)
+                raise
+
+    def end(self, reason: ModelError) -> None:
+        """Send nothing any more, not even what waits already; the first reason counts."""
+        self.ended = self.ended or reason
+
+    async def _usefully(self, prompt: Prompt) -> Reply:
+        """Ask in plainer forms until one brings what is wanted."""
         prompt = replace(prompt, max_tokens=prompt.max_tokens + self._settings.thinking_tokens)
         in_vain = Usage(0, 0)
-        async with self._slots:
-            while True:
-                form = self._form
-                try:
-                    reply = await self._patiently(prompt, form)
-                except _BadRequest as error:
-                    self._plainer(form, error)
-                except Unanswered as error:
-                    self._count_unanswered(error)
-                    raise
-                else:
-                    self._unanswered_in_a_row = 0
-                    self._accepted.add(form)
-                    if self._settles(reply, prompt, form):
-                        return replace(reply, usage=reply.usage + in_vain)
-                    in_vain += reply.usage
-                    self._form = max(self._form, Form(form + 1))
+        while True:
+            form = self._form
+            try:
+                reply = await self._patiently(prompt, form)
+            except _BadRequest as error:
+                self._plainer(form, error)
+            except Unanswered as error:
+                self._count_unanswered(error)
+                raise
+            else:
+                self._unanswered_in_a_row = 0
+                self._accepted.add(form)
+                if self._settles(reply, prompt, form):
+                    return replace(reply, usage=reply.usage + in_vain)
+                in_vain += reply.usage
+                self._form = max(self._form, Form(form + 1))
 
     def _settles(self, reply: Reply, prompt: Prompt, form: Form) -> bool:
         """Whether to stay with the reply; if not, a plainer form may bring what this one did not.
@@ -292,7 +311,7 @@ class Chat:
 
     async def _counted(self, prompt: Prompt, form: Form) -> Reply:
         most = completions.most(prompt)
-        reserved = self._spending.reserve(most)
+        reserved = await self._reserve(most)
         try:
             await self._turn(most)
             reply = await self._once(prompt, form)
@@ -300,10 +319,27 @@ class Chat:
             sent = isinstance(error, _Again) and error.sent
             (self._spending.charge if sent else self._spending.release)(reserved)
             raise
-        self._spending.release(reserved)
-        self._spending.add(reply.usage)
-        self._tokens.correct(reply.usage.tokens - most.tokens)
-        return reply
+        else:
+            self._spending.release(reserved)
+            self._spending.add(reply.usage)
+            self._tokens.correct(reply.usage.tokens - most.tokens)
+            return reply
+        finally:
+            self._wake()
+
+    async def _reserve(self, most: Usage) -> float:
+        """Set money aside. What is under way may leave some: a request costs less than its most."""
+        while self._spending.reserved and not self._spending.fits(most):
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            await waiting
+        return self._spending.reserve(most)
+
+    def _wake(self) -> None:
+        for each in self._waiting:
+            if not each.done():
+                each.set_result(None)
+        self._waiting.clear()
 
     async def _turn(self, most: Usage) -> None:
         """Wait for what the rates allow, and while the server wants to be left alone."""

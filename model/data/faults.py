@@ -57,7 +57,7 @@ POINTING = re.compile(
     re.IGNORECASE,
 )
 # What tables read as a missing value (pandas.read_csv does).
-MISSING = {"", "na", "n a", "nan", "null", "none", "not available"}
+MISSING = {"", "na", "n/a", "nan", "null", "none", "not available"}
 LABEL = re.compile(r"^\(?([A-E])[.):]\s*(?=\S)", re.IGNORECASE)
 LETTER = re.compile(r"^\(?([A-E])[.):]?$", re.IGNORECASE)
 PLANES = {"axial": "axial|transverse|transaxial", "coronal": "coronal", "sagittal": "sagittal"}

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from model.errors import ModelError
 
 from . import checking, pairs, questions, reports, tally
-from .allowance import EndpointError, Spending, Usage
+from .allowance import Spending, Usage
 from .checking import Guesses, Verdict
 from .completions import Prompt
 from .endpoint import Chat, Settings, Unanswered
@@ -83,11 +83,13 @@ def generate(
             results = asyncio.run(run.results(reports, on_done))
         except KeyboardInterrupt:
             raise ModelError("interrupted; the same command goes on from here") from None
-    told = _write(results, settings, out) | {"usage": _usage(spending), "stopped": run.why}
-    _replace(out / "report.json", json.dumps(told, indent=1) + "\n")
+        told = _write(results, settings, out)
+        told |= {"usage": _usage(spending), "stopped": str(run.stopped or "")}
+        _replace(out / "report.json", json.dumps(told, indent=1) + "\n")
     if run.stopped:
         done = f"{told['reports']['done']} of {len(reports)} reports are done"
-        raise ModelError(f"{done}: {run.why}. The same command goes on from there") from run.stopped
+        message = f"{done}: {run.stopped}. The same command goes on from there"
+        raise ModelError(message) from run.stopped
     return told
 
 
@@ -102,12 +104,11 @@ class Run:
         self._spending = spending
         self._tries = tries
         self._chat = Chat(settings, spending)
-        self.stopped: ModelError | None = None
 
     @property
-    def why(self) -> str:
-        """Why the run came to an early end; empty if it did not."""
-        return str(self.stopped or "")
+    def stopped(self) -> ModelError | None:
+        """Why the run came to an early end; None if it did not."""
+        return self._chat.ended
 
     async def results(
         self, reports: Sequence[Report], on_done: OnDone | None
@@ -135,7 +136,7 @@ class Run:
             log.warning("questions.unanswered", extra={"reason": str(error)})
             return Missing(report, str(error))
         except ModelError as error:
-            self.stopped = self.stopped or error
+            self._chat.end(error)
             return None
 
     async def _outcome(self, report: Report) -> Outcome:
@@ -170,19 +171,12 @@ class Run:
         key = _key(prompt, self._settings)
         entry = self._journal.get(key)
         if entry is None:
-            if self.stopped:
-                raise self.stopped
             entry = await self._asked(prompt)
             self._journal.add(key, entry)
         return str(entry["text"])
 
     async def _asked(self, prompt: Prompt) -> Entry:
-        try:
-            reply = await self._chat.ask(prompt)
-        except EndpointError as error:
-            # At once, so that what waits beside is not sent any more.
-            self.stopped = self.stopped or error
-            raise
+        reply = await self._chat.ask(prompt)
         told = {"step": prompt.step, "subject": prompt.subject, "text": reply.text}
         return told | {"usage": asdict(reply.usage), "cost": self._spending.price(reply.usage)}
 
@@ -275,8 +269,11 @@ def _make(folder: Path) -> None:
 def _replace(path: Path, text: str) -> None:
     """Write a file so that it is there whole, or as it was."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be written: {error}") from error
 
 
 def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

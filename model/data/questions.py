@@ -152,7 +152,8 @@ def _take(told: Object, report: Report, sort: Sort[T], written: Written[T], plan
         item = sort.read(told, report)
         _check_new(item, written.kept)
     except Faulty as fault:
-        written.refused.append((fault.fault, str(told.get(sort.key))[:SHOWN]))
+        said = str(told.get(sort.key)).encode(errors="replace").decode()
+        written.refused.append((fault.fault, said[:SHOWN]))
         return
     if sum(each.kind == item.kind for each in written.kept) < plan.get(item.kind, 0):
         written.kept.append(item)
@@ -197,7 +198,7 @@ def text_of(told: Object, key: str) -> str:
     text = told.get(key)
     if not isinstance(text, str) or not text.strip():
         raise Faulty(Fault.SHAPE)
-    return " ".join(text.split())
+    return _plain(text)
 
 
 def _choices(told: object) -> list[str]:
@@ -205,7 +206,15 @@ def _choices(told: object) -> list[str]:
         told = [told[each] for each in sorted(told)]
     if not isinstance(told, list) or any(isinstance(each, (dict, list)) for each in told):
         raise Faulty(Fault.SHAPE)
-    return [" ".join(str(each).split()) for each in told]
+    return [_plain(str(each)) for each in told]
+
+
+def _plain(text: str) -> str:
+    """Refuse what nobody can see, such as half a surrogate, which no request could hold."""
+    plain = " ".join(text.split())
+    if not plain.isprintable():
+        raise Faulty(Fault.SHAPE)
+    return plain
 
 
 def lettered(rows: Iterable[tuple[str, Question]], seed: int) -> list[tuple[str, Question]]:

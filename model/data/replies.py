@@ -12,6 +12,8 @@ THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | r
 UNOPENED = re.compile(r"\A.*?</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
 TRAILING_COMMA = re.compile(r",(\s*[\]}])")
 
+OPENINGS = 1000  # that are tried; a model that is stuck writes brackets without end
+
 Object = dict[str, object]
 
 
@@ -23,9 +25,8 @@ def objects(text: str, key: str) -> list[Object]:
     """
     spoken = _spoken(text)
     found = _objects(spoken, key)
-    if found:
-        return found
-    return _objects(TRAILING_COMMA.sub(r"\1", spoken), key)
+    repaired = _objects(TRAILING_COMMA.sub(r"\1", spoken), key)
+    return repaired if len(repaired) > len(found) else found
 
 
 def strings(text: str, key: str) -> list[str]:
@@ -44,9 +45,12 @@ def _spoken(text: str) -> str:
 
 def _objects(text: str, key: str) -> list[Object]:
     found: list[Object] = []
-    at = 0
     decoder = json.JSONDecoder(strict=False)
-    while (start := _opening(text, at)) >= 0:
+    at = 0
+    for _ in range(OPENINGS):
+        start = text.find("{", at)
+        if start < 0:
+            break
         try:
             value, at = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
@@ -54,11 +58,6 @@ def _objects(text: str, key: str) -> list[Object]:
         else:
             found += _within(value, key)
     return found
-
-
-def _opening(text: str, at: int) -> int:
-    places = [place for place in (text.find("{", at), text.find("[", at)) if place >= 0]
-    return min(places, default=-1)
 
 
 def _within(value: object, key: str) -> Iterator[Object]:
