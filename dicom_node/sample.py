@@ -290,9 +290,7 @@ def _frames(made: Dataset, grid: _Grid, name: _Name) -> None:
         "PixelMeasuresSequence": [
             {keyword: plane[keyword] for keyword in ("PixelSpacing", "SliceThickness")}
         ],
-        "PlaneOrientationSequence": [
-            {"ImageOrientationPatient": plane["ImageOrientationPatient"]},
-        ],
+        "PlaneOrientationSequence": [{"ImageOrientationPatient": plane["ImageOrientationPatient"]}],
     }
     organization = name.uid("dimensions")
     frames = [
@@ -437,9 +435,7 @@ _ANATOMY_CODES: Final[dict[str, dict[str, str]]] = {
     "MR": {"CodeValue": "12738006", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Brain"},
 }
 SHARED: Final[dict[str, dict[str, Any]]] = {
-    modality: {
-        "FrameAnatomySequence": [{"FrameLaterality": "U", "AnatomicRegionSequence": [code]}],
-    }
+    modality: {"FrameAnatomySequence": [{"FrameLaterality": "U", "AnatomicRegionSequence": [code]}]}
     for modality, code in _ANATOMY_CODES.items()
 }
 SHARED["CT"] |= _pixel_values(CT_INTERCEPT, "HU") | {
