@@ -28,7 +28,7 @@ import torch
 
 from model.errors import ModelError
 
-from .published import content, relative
+from .published import content
 from .shelf import Shelf
 from .studies import SPLITS, Kind, Options, Study, make, studies
 
@@ -182,7 +182,7 @@ def _made_of(study: Study, options: Options) -> dict[str, Any]:
     for each in study.sources:
         with suppress(OSError):  # a missing file is told by who reads it
             stat = each.stat()
-            files[relative(each, study.folder)] = [stat.st_size, stat.st_mtime_ns]
+            files[os.path.relpath(each, study.folder)] = [stat.st_size, stat.st_mtime_ns]
     made: dict[str, Any] = json.loads(
         json.dumps(
             {

@@ -146,8 +146,8 @@ def gather(
 
 
 def relative(path: Path, root: Path) -> str:
-    """Name a file as it is called below the root, so that names are the same on every machine."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    """Name a file so that it is called the same on every machine: below the root, or alone."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def located(root: Path, name: str, anchor: str = "") -> Path:

@@ -124,7 +124,7 @@ class Sample:
     def _check_choices(self) -> None:
         if self.task is Task.CLOSED_VQA and not self.letter:
             raise self.error("the letter of the right choice", "none")
-        if self.letter and self.letter not in LETTERS[: len(self.choices)]:
+        if self.letter and self.letter not in tuple(LETTERS[: len(self.choices)]):
             known = LETTERS[: len(self.choices)] or "no choices"
             raise self.error(f"a letter of {known}", repr(self.letter))
 
@@ -188,11 +188,9 @@ def load_array(path: Path, error: Callable[[str, str], DataError]) -> NDArray[An
     `error` makes the error of the row that names the file.
     """
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found as archive:
-            return np.asarray(archive["mask"])
+        with path.open("rb") as file:  # numpy leaves a broken archive open
+            found = np.load(file, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else np.asarray(found["mask"])
     except FileNotFoundError as failed:
         raise error(f"the file {path}", "none") from failed
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as failed:

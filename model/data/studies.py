@@ -15,6 +15,7 @@ of M3D-Cap stay as they are displayed: which way their slices go is not known, a
 Knows one study; `prepare` runs many.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from model.preprocess import DIMENSIONS, Shape
 
 from . import grid, raw
 from .grid import Canonical, Masks
-from .published import NAMES, content, listing, located, relative
+from .published import NAMES, content, listing, located
 from .sample import DataError
 from .seg import box_of
 from .shelf import Shelf
@@ -154,7 +155,7 @@ def _find_seg(source: Path) -> Iterator[Study]:
                 for row in listing(path, split, root=source):
                     image = located(source, row.text("image"), folder.name)
                     label = located(source, row.text("label"), folder.name)
-                    name = relative(image.parent, source)
+                    name = Path(os.path.relpath(image.parent, source)).as_posix()
                     yield Study("seg", name, image.parent, (image, label), classes, split)
 
 

@@ -60,7 +60,7 @@ def _closed(row: Row, root: Path) -> Sample:
     # An empty choice is kept in its place: letters must go on naming their choices.
     choices = tuple(str(row.cells[each] or "").strip() for each in CHOICES)
     letter, answer = row.text("Answer Choice").rstrip("."), row.text("Answer")
-    if letter not in LETTERS:
+    if letter not in tuple(LETTERS):
         raise row.error(f"a letter of {LETTERS} in Answer Choice", repr(letter))
     right = choices[LETTERS.index(letter)]
     if _plain(right) != _plain(answer):
