@@ -132,7 +132,7 @@ class LaMed:
             The volume or a question cannot be used; says what was expected and what came.
         """
         if isinstance(questions, str):  # it is a sequence of letters
-            raise ModelError(f"questions are a list, not one text: [{questions!r}]")
+            raise ModelError("questions are a list, not one text")
         asked = [each if isinstance(each, Question) else Question(each) for each in questions]
         if not asked:
             return []

@@ -86,7 +86,7 @@ class Tokenizer:
     def _encode(self, text: str) -> list[int]:
         if not text.startswith((" ", "\u2581")):
             return list(self._pieces.encode(text))
-        # sentencepiece drops leading spaces; behind another word they stay.
+        # Some models drop leading spaces; behind another word they stay.
         shield = len(self._pieces.encode(UNKNOWN))
         return list(self._pieces.encode(UNKNOWN + text))[shield:]
 

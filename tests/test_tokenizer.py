@@ -9,6 +9,7 @@ import reference
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 from transformers import LlamaTokenizer
 from words import pieces
 
@@ -121,6 +122,15 @@ def test_a_space_in_front_of_a_text_is_a_token_of_its_own_or_part_of_the_word(
     assert with_space != without
     assert tokenizer.decode(with_space[1:]) == " There is"
     assert tokenizer.decode(without[1:]) == "There is"
+
+
+def test_the_space_stays_also_where_sentencepiece_would_drop_it(tmp_path: Path) -> None:
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(pieces(200))
+    proto.normalizer_spec.remove_extra_whitespaces = True
+    ours = read_tokenizer(write(tmp_path, proto.SerializeToString(), added_to(pieces(200))))
+    assert ours.decode(ours.encode(f"{IMAGE} There is")[1:]) == " There is"
+    assert ours.decode(ours.encode(f"{IMAGE}There is")[1:]) == "There is"
 
 
 def test_seg_and_boxes_stay_readable_and_the_ends_vanish(tokenizer: Tokenizer) -> None:
