@@ -1,4 +1,4 @@
-"""The command line `lamed-model data`: prepare raw downloads, check what is prepared.
+"""The command line `lamed-model data`: prepare raw downloads, check, have questions written.
 
 Knows words of a command; the work is done elsewhere, and imported when it is asked for.
 """
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from model.errors import ModelError
+
+from . import generation
 
 if TYPE_CHECKING:
     from .sample import Sample
@@ -26,6 +28,7 @@ def add_to(
     own = data.add_subparsers(required=True, metavar="COMMAND")
     _add_prepare(own)
     _add_check(own)
+    generation.add_to(own)
     return own
 
 

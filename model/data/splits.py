@@ -24,7 +24,7 @@ from model.errors import ModelError
 from .sample import Sample, load_image
 
 FRACTIONS: Final = {"train": 0.8, "validation": 0.1, "test": 0.1}
-WORDS: Final = 5  # of a shingle
+WORDS: Final = 3  # of a shingle: one word that differs in a short report leaves it alike
 SHORTEST: Final = 20  # words: shorter texts are alike by nature
 ALIKE: Final = 0.8  # Jaccard index of the shingles
 HASHES: Final = 128

@@ -49,7 +49,7 @@ def term(name: str) -> Term:
     A name that is not in the dictionary, or of a side that the structure does not have, gives a
     term without descriptions.
     """
-    side = side_of(name)
+    side = side_of(name.replace("_", " "))
     found = _index().get((_base(name, side), side))
     return found or Term(" ".join(name.split()), side)
 
@@ -102,8 +102,8 @@ def _check(file: str, entry: Mapping[str, Any]) -> None:
     lines = entry.get("descriptions", [])
     if len(set(lines)) < FEWEST:
         raise ModelError(f"{place}: expected {FEWEST} descriptions, got {len(set(lines))}")
-    if entry.get("paired") and any(re.search(r"\b(left|right)\b", each) for each in lines):
-        raise ModelError(f"{place}: a description of a paired term names a side")
+    if any(re.search(r"\b(left|right)\b", each) for each in lines):
+        raise ModelError(f"{place}: a description names a side, which is the name's to do")
 
 
 def _spelled(entry: Mapping[str, Any]) -> Iterator[tuple[list[str], Term]]:
