@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
 from dicom_node import config as settings
@@ -295,6 +296,7 @@ def test_one_table_where_a_list_is_expected_is_named(tmp_path: Path) -> None:
         load("calling_ae_titles = [5]", tmp_path)
 
 
+@settings_of(deadline=None)  # a busy machine is no slow function
 @given(
     st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="\\"),
             min_size=1, max_size=16).filter(lambda each: each == each.strip()),
