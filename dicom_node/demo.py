@@ -256,7 +256,9 @@ def _collect(study: Study, config: Config, out: Path) -> dict[str, Any]:
 
 def _stay(node: Supervisor, config: Config, show: _Show, *, stay: bool) -> None:
     if not stay:
-        show.console.print("\nwith --stay (the default in a terminal) the node stays up")
+        show.console.print(
+            "\nwith --stay (the default in a terminal) the node and its QA page stay up"
+        )
         return
     show.step(f"the QA page, by a link that opens it once: {serve.login_link(config)}")
     show.console.print("Ctrl-C stops the node")

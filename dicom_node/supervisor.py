@@ -214,14 +214,20 @@ def stop_signal(ready: threading.Event | None = None) -> threading.Event:
     Before `ready` is set (None: from the start) there is nothing to drain, and the process ends.
     """
     stop = threading.Event()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
 
-    def handle(*_: object) -> None:
-        stop.set()
+    def watch() -> None:
+        os.read(reading, 1)
         if ready is not None and not ready.is_set():
-            raise SystemExit(0)
+            os._exit(0)
+        stop.set()
 
+    # Not in the handler: it interrupts whoever waits for the event, and holds its lock.
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
     return stop
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .data import commands
 from .errors import ModelError
 
 BAD_INPUT, INTERNAL = 3, 5
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--out", type=Path, required=True, metavar="DIR")
     init.add_argument("--seed", type=int, default=0)
     init.add_argument("--json", action="store_true", help="machine-readable output")
+    commands.add_to(verbs)
     return parser
 
 

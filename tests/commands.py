@@ -111,9 +111,14 @@ class Served:
     def port(self, name: str) -> int:
         return int(self.told[name].rpartition(":")[2])
 
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and wait; return the exit code."""
-        self.process.send_signal(number)
+    def end(self) -> int:
+        """Terminate it and return the exit code."""
+        self.process.terminate()
+        return self.process.wait(60)
+
+    def interrupt(self) -> int:
+        """Do what Ctrl-C in a terminal does, to all its processes; return the exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(60)
 
 
@@ -128,6 +133,7 @@ def served(log: Path, *words: str, **settings: object) -> Iterator[Served]:
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
+            start_new_session=True,
         )
     try:
         yield Served(process, _greeting(process, log), log)

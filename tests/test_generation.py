@@ -417,6 +417,15 @@ def test_the_command_takes_settings_from_a_file_and_from_its_options(
     assert "100.0%" in shown
 
 
+def test_a_command_for_machines_says_nothing_beside_its_result(
+    server: ChatServer, table: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", "examiner", "--url", server.url, "--tries", "0", "--json"]
+    told = command(str(table), "--out", str(tmp_path / "out"), *given)
+    assert json.loads(json.dumps(told))["questions"] == 27
+    assert capfd.readouterr() == ("", "")
+
+
 def told_guessed(folder: Path) -> int:
     told = json.loads((folder / "out" / "report.json").read_text())
     return int(told["four_choice"]["by_kind"]["total"]["blind_check"]["dropped"])

@@ -223,9 +223,10 @@ def test_a_second_node_on_the_same_port_ends_with_a_sentence(
 def test_a_node_finishes_what_it_reads_before_it_ends(site: Site, node: Served) -> None:
     study = site.send(node, chest(30))
     until(lambda: site.state(study) not in {"receiving", "queued"})
-    assert node.end(signal.SIGINT) == 0
+    assert node.interrupt() == 0
     assert site.state(study) in {"delivering", "done"}
     assert {str(each["role"]) for each in site.events("role.stopped")} == set(ROLES)
+    assert "role.killed" not in site.log.read_text()
     assert all_free(node.port("dicom"), node.port("http"))
 
 
@@ -246,8 +247,9 @@ def test_a_node_that_is_killed_starts_again_where_it_was_and_nothing_is_lost(
             assert not any(map(is_alive, pids))
             site.done(unread)
             assert site.results(unread) <= site.received()
-            assert third.end(signal.SIGTERM) == 0
+            assert third.end() == 0
     assert all_free(*ports.values())
+    assert "role.killed" not in site.log.read_text()
     with Ledger(site.data / "ledger.sqlite") as ledger:
         assert ledger.verify() > 0
         assert ledger.study_counts().keys() == {"done"}

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -102,6 +103,35 @@ def test_the_end_of_a_role_is_an_error_of_its_kind(
     failure = supervisor._failure("worker", code, said)
     assert type(failure) is kind
     assert str(failure) == f"worker: {words}"
+
+
+def test_a_signal_in_the_middle_of_a_wait_does_not_lock_it() -> None:
+    program = (
+        "import os, signal\n"
+        "from dicom_node.supervisor import stop_signal\n"
+        "stop = stop_signal()\n"
+        "with stop._cond:  # as `wait` holds it for an instant, again and again\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "assert stop.wait(20)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert done.returncode == 0
+
+
+def test_before_it_is_ready_a_signal_ends_a_role_at_once() -> None:
+    program = (
+        "import threading, time\n"
+        "from dicom_node.supervisor import stop_signal\n"
+        "stop_signal(threading.Event())\n"
+        "print('loading', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as loading:
+        assert loading.stdout is not None
+        assert loading.stdout.readline() == b"loading\n"
+        loading.send_signal(signal.SIGTERM)
+        assert loading.wait(10) == 0
 
 
 def test_what_dies_again_and_again_is_started_ever_later(config: Config) -> None:

@@ -61,7 +61,7 @@ class BertScore:
 
     @cached_property
     def _network(self) -> Any:  # noqa: ANN401 - transformers says no more
-        # Never a pickle (m3d.md 11), whatever else lies in the folder.
+        # Never a pickle, whatever else lies in the folder.
         network = AutoModel.from_pretrained(
             self.folder, local_files_only=True, use_safetensors=True
         )

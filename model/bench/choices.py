@@ -84,7 +84,7 @@ def read(text: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def reference(text: str, letter: str) -> bool:
-    """Judge as the published script does: the letter and a dot, anywhere (m3d.md 5)."""
+    """Judge as the published script does: the letter and a dot, anywhere."""
     return f"{letter}." in text
 
 
@@ -97,7 +97,7 @@ def accuracy(judged: Iterable[Judged]) -> dict[str, Accuracy]:
 
 
 def mean_of_kinds(counted: dict[str, Accuracy]) -> float:
-    """Average the kinds, each weighing the same, as the published tables do (m3d.md 6)."""
+    """Average the kinds, each weighing the same, as the published tables do."""
     return fmean(each.accuracy for kind, each in counted.items() if kind != "all")
 
 

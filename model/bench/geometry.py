@@ -2,7 +2,7 @@
 
 Knows arrays; axes are (slices, rows, columns) throughout. A box is (z0, y0, x0, z1, y1, x1), parts
 of the grid from 0 to 1, half open: a box of all voxels is (0, 0, 0, 1, 1, 1). Published boxes end
-at their last voxel (m3d.md 11) and pass through `half_open` first.
+at their last voxel and pass through `half_open` first.
 
 What is not there has no Dice: refusing it is right and finding it is wrong, and both are counted
 beside the Dice, never in it.

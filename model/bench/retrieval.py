@@ -1,7 +1,7 @@
 """Image-text retrieval: R@k from similarities, both ways.
 
-Knows a matrix of numbers and which texts are the same. Several series of one case share one report
-(m3d.md 5), so every image with that text is a right answer. A wrong answer as similar as the best
+Knows a matrix of numbers and which texts are the same. Several series of one case share one report,
+so every image with that text is a right answer. A wrong answer as similar as the best
 right one is taken to come first: a model that says the same of all finds nothing.
 """
 

@@ -38,7 +38,7 @@ def score(said: str, truth: str) -> dict[str, float]:
 
 
 def reference(said: str, truth: str) -> dict[str, float]:
-    """Give the metrics of one answer that the published tables average (m3d.md 5).
+    """Give the metrics of one answer that the published tables average.
 
     "bleu" is BLEU-1 and "meteor" lacks WordNet, so it is at most the published script's.
     """

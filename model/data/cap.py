@@ -1,4 +1,4 @@
-"""Read M3D-Cap: an image and its report (m3d.md 4).
+"""Read M3D-Cap: an image and its report.
 
     M3D_Cap.json                    {"train": [{"image": ..., "text": ...}], "validation", "test"}
     ct_case/<case>/<plane>.npy      one prepared image; a case has several

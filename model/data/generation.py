@@ -306,7 +306,7 @@ def _questions(arguments: argparse.Namespace) -> dict[str, object]:
     settings = _settings(arguments)
     root = arguments.root or arguments.reports.parent
     given = reports.read(arguments.reports, split=arguments.split, root=root)
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=arguments.json)
     console.print(f"{len(given)} reports go to {settings.url}, model {settings.model}")
     with _progress(console, len(given)) as on_done:
         told = generate(given, settings, arguments.out, tries=arguments.tries, on_done=on_done)

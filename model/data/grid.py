@@ -1,7 +1,7 @@
 """Arrays onto the network's grid: intensities to 0..1, crop to the foreground, resize.
 
 Knows (slices, rows, columns) and nothing of patients. `reference_*` give what the reference's
-preparation gives (m3d.md 4); `Canonical` goes the way of `model.preprocess`, which is how the
+preparation gives; `Canonical` goes the way of `model.preprocess`, which is how the
 network reads a study, and takes masks along.
 """
 

@@ -1,4 +1,4 @@
-"""Raw downloads to prepared folders: many studies, in processes, across kills (m3d.md 4).
+"""Raw downloads to prepared folders: many studies, in processes, across kills.
 
 A study is done when its stamp, ``.prepared.json``, says what it was made of and how. A killed run
 goes on with the studies that have none; a changed source or other options make a study anew. No
@@ -231,7 +231,7 @@ def _lists(
 def _seg_list(
     code: str, source: Path, target: Path, options: Options, found: Iterable[Study]
 ) -> None:
-    """Write the list of a set; as the reference does with paths of this machine (m3d.md 4)."""
+    """Write the list of a set; as the reference does with paths of this machine."""
     held = content(source / code / f"{code}.json", root=source)
     held.pop("training", None)
     held |= {split: [] for split in SPLITS}

@@ -1,4 +1,4 @@
-"""Questions and answers in our own words, for every task of M3D-Bench (m3d.md 5).
+"""Questions and answers in our own words, for every task of M3D-Bench.
 
 Knows terms and templates; neither images nor files. The choice of a template follows from a key,
 so that the same sample reads the same in every run and in every process. What is absent is
@@ -57,12 +57,12 @@ def pick(choices: Sequence[Choice], *key: object) -> Choice:
 
 
 def box_text(box: Box) -> str:
-    """Write a box as the network reads it, the last voxel inside as its end (m3d.md 5)."""
+    """Write a box as the network reads it, the last voxel inside as its end."""
     return f"{BOX_START}{[round(float(each), DECIMALS) for each in box]}{BOX_END}"
 
 
 def choice_text(question: str, choices: Sequence[str]) -> str:
-    """Write a closed question as the released checkpoints learnt it (m3d.md 5)."""
+    """Write a closed question as the released checkpoints learnt it."""
     listed = " ".join(f"{each}. {text}" for each, text in zip(LETTERS, choices, strict=True))
     return f"{question} Choices: {listed}"
 

@@ -1,7 +1,7 @@
 """What the published tables and lists share: rows, splits, paths, and files that are missing.
 
-A row that cannot be used is an error with its file and number, never another row in its place
-(m3d.md 3). Numbers count from 1, without the header. Tables are read as text: a choice that says
+A row that cannot be used is an error with its file and number, never another row in its place.
+Numbers count from 1, without the header. Tables are read as text: a choice that says
 "NA" or "None" is a choice. Knows no task.
 """
 
@@ -153,7 +153,7 @@ def relative(path: Path, root: Path) -> str:
 def located(root: Path, name: str, anchor: str = "") -> Path:
     """Find a file that a list names: below the root, or where another machine had it.
 
-    The reference writes absolute paths (m3d.md 4); what follows the folder `anchor` is looked for
+    The reference writes absolute paths; what follows the folder `anchor` is looked for
     below the root.
     """
     path = PurePosixPath(name.replace("\\", "/"))

@@ -31,7 +31,7 @@ from .sample import DataError
 CANONICAL: Final = "SPL"
 PICTURES: Final = (".jpeg", ".jpg", ".png")
 EIGHT_BIT: Final = 255.0
-SHORTEST_REPORT: Final = 5  # letters: less is no report (m3d.md 4)
+SHORTEST_REPORT: Final = 5  # letters: less is no report
 HEADINGS: Final = ("study_findings:", "discussion:")
 SHAPE: Final = re.compile(r"\(([\d, ]+)\)")
 STRAIGHT: Final = 0.8  # cosine: an axis further from a patient axis (37 degrees) has no name
@@ -67,7 +67,7 @@ class Scan:
 
 
 def pictures(folder: Path) -> Stack:
-    """Read numbered pictures as a stack, in the order of their numbers (m3d.md 4).
+    """Read numbered pictures as a stack, in the order of their numbers.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def pictures(folder: Path) -> Stack:
 
 
 def report(text: str) -> str:
-    """Take the findings out of a Radiopaedia text: the first heading that has any (m3d.md 4)."""
+    """Take the findings out of a Radiopaedia text: the first heading that has any."""
     for heading in HEADINGS:
         _, found, after = text.partition(heading)
         flat = (after if found else text).replace("\n", " ").strip()

@@ -1,4 +1,4 @@
-"""Read M3D-RefSeg: a lesion that is described or reasoned about, and its mask (m3d.md 4).
+"""Read M3D-RefSeg: a lesion that is described or reasoned about, and its mask.
 
     M3D_RefSeg.csv   Image, Mask, Mask_ID, Question_Type, Question, Answer
     sXXXX/ct.npy     one prepared image

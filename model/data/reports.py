@@ -1,4 +1,4 @@
-"""Reports to make questions of: from a table, or from the list of M3D-Cap (m3d.md 4).
+"""Reports to make questions of: from a table, or from the list of M3D-Cap.
 
 Knows rows and files; the images need not be there, only their names.
 """

@@ -31,7 +31,7 @@ Box = tuple[float, float, float, float, float, float]
 
 
 class Task(StrEnum):
-    """What is asked: the tasks of M3D-Bench that have an answer in words (m3d.md 5)."""
+    """What is asked: the tasks of M3D-Bench that have an answer in words."""
 
     CAPTION = "caption"
     CLOSED_VQA = "closed_vqa"
@@ -78,7 +78,7 @@ class Sample:
         What was to choose from, and the right one of a closed question.
     box
         (z0, y0, x0, z1, y1, x1) as parts of D, H, W; the last three name the last voxel inside,
-        as the released checkpoints write them (m3d.md 5).
+        as the released checkpoints write them.
     mask, mask_label
         A boolean mask, or a map of labels and the one that is meant.
     absent

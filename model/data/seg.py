@@ -1,4 +1,4 @@
-"""Read M3D-Seg, prepared: masks of named classes, and what can be asked about them (m3d.md 4, 5).
+"""Read M3D-Seg, prepared: masks of named classes, and what can be asked about them.
 
     <code>/<code>.json                {"labels": {"1": name, ...}, "train": [...], "test": [...]}
                                       of {"image": ..., "label": ...} and, from our preparation,

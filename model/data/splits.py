@@ -1,6 +1,6 @@
 """Splits by patient, and what leaks between two of them.
 
-M3D's train and test share cases (m3d.md 5), so that its scores are too good. Here a patient goes
+M3D's train and test share cases, so that its scores are too good. Here a patient goes
 to a split by a hash: a seed decides, patients that come later move nobody, and nobody is in two.
 `leakage` looks at any two splits, ours or published, and names the pairs.
 

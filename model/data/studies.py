@@ -1,4 +1,4 @@
-"""One raw study of M3D-Cap, -Seg or -RefSeg, and what is made of it (m3d.md 4).
+"""One raw study of M3D-Cap, -Seg or -RefSeg, and what is made of it.
 
     cap      <group>/<case>/<plane>/<n>.png, text.txt   -> <group>/<case>/<plane>.npy, text.txt
     seg      <code>/<case>/image.npy, mask_(C, x, y, z).npz, or image and label as NIfTI

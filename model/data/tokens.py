@@ -1,4 +1,4 @@
-"""A sample as the network gets it: input ids, labels, attention mask (m3d.md 1.4).
+"""A sample as the network gets it: input ids, labels, attention mask.
 
     [BOS] <im_patch> x N, question, " ", answer, [EOS], padding
 
@@ -30,7 +30,7 @@ from model.tokenizer import IMAGE, SEG, Tokenizer
 from .sample import Sample, Task
 
 IGNORED: Final = -100  # the label that no loss looks at
-MAXIMUM_LENGTH: Final = 512  # of the released checkpoints (m3d.md 3)
+MAXIMUM_LENGTH: Final = 512  # of the released checkpoints
 
 
 @dataclass(frozen=True)

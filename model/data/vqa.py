@@ -1,4 +1,4 @@
-"""Read M3D-VQA: closed, open and yes/no questions about the images of M3D-Cap (m3d.md 4).
+"""Read M3D-VQA: closed, open and yes/no questions about the images of M3D-Cap.
 
     M3D_VQA_*.csv      Image Path, Text, Question Type, Question, Choice A to D, Answer,
                        Answer Choice; a row is both a closed and an open question
