@@ -10,7 +10,7 @@ from dicom_node.config import Config
 from dicom_node.supervisor import Supervisor
 
 NO_INDEX = {
-    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "PIP_INDEX_URL": "http://127.0.0.1:9/",
     "PIP_RETRIES": "0",
     "PIP_CONFIG_FILE": "/dev/null",
     "PIP_NO_INDEX": "0",
