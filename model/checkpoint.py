@@ -139,21 +139,13 @@ def write(  # noqa: PLR0913 - a checkpoint is all of this
     plain |= {"untrained": True} if untrained else {}
     tensors = {key: value.contiguous() for key, value in sorted(state.items())}
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (partial / CONFIG).write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", "utf-8")
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        # safetensors lets nobody but the writer read it; the node may be somebody else.
-        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
-        for file, content in words.items():
-            (partial / file).write_bytes(content)
+        _fill(partial, plain, tensors, words)
         card = Card(name, "1", _sha256(partial / WEIGHTS), untrained)
         count = sum(each.numel() for each in tensors.values())
         (partial / CARD).write_text(_card_text(card, plain, count, note), "utf-8")
         files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(
-            json.dumps(vars(card) | {"files": files}, indent=1) + "\n", "utf-8"
-        )
+        manifest = vars(card) | {"files": files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         if out.exists():
             out.rmdir()
         partial.rename(out)
@@ -328,6 +320,22 @@ def _check_words(folder: Path, network: Lamed, tokenizer: Tokenizer) -> None:
         raise ModelError(
             f"{folder / CONFIG}: expected eos_token_id, which ends an answer, got none"
         )
+
+
+def _fill(
+    partial: Path,
+    config: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    words: Mapping[str, bytes],
+) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
+    save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+    # safetensors lets nobody but the writer read it; the node may be somebody else.
+    (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
+    for file, content in words.items():
+        (partial / file).write_bytes(content)
 
 
 def _family(folder: Path, config: Mapping[str, Any]) -> str:
