@@ -7,6 +7,7 @@
 Knows the layout; the questions are ours.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -36,29 +37,29 @@ def read(path: Path, split: str, *, root: Path, seed: int = 0, skip: bool = Fals
     DataError
         The list, a row or a report cannot be used, or images are missing.
     """
+    report = cache(_report)  # the images of a case share it
+    rows = listing(path, split, root=root)
+    return gather(rows, lambda row: [_sample(row, root, seed, report)], skip=skip)
 
-    @cache  # the images of a case share it
-    def report(file: Path) -> str:
-        return " ".join(file.read_text(encoding="utf-8").split())
 
-    def sample(row: Row) -> list[Sample]:
-        image, text = row.text("image"), row.text("text")
-        try:
-            answer = report(located(root, text))
-        except (OSError, UnicodeDecodeError) as error:
-            raise row.error("a report in UTF-8", str(error)) from error
-        if not answer:
-            raise row.error("a report", f"nothing in {text}")
-        return [
-            Sample(
-                id=row.id,
-                task=Task.CAPTION,
-                image=located(root, image),
-                question=prompts.caption(seed, row.id),
-                answer=answer,
-                patient=case(image),
-                side=side_of(answer),
-            )
-        ]
+def _sample(row: Row, root: Path, seed: int, report: Callable[[Path], str]) -> Sample:
+    image, text = row.text("image"), row.text("text")
+    try:
+        answer = report(located(root, text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise row.error("a report in UTF-8", str(error)) from error
+    if not answer:
+        raise row.error("a report", f"nothing in {text}")
+    return Sample(
+        id=row.id,
+        task=Task.CAPTION,
+        image=located(root, image),
+        question=prompts.caption(seed, row.id),
+        answer=answer,
+        patient=case(image),
+        side=side_of(answer),
+    )
 
-    return gather(listing(path, split, root=root), sample, skip=skip)
+
+def _report(file: Path) -> str:
+    return " ".join(file.read_text(encoding="utf-8").split())

@@ -61,20 +61,9 @@ def read(
     seed: int = 0,
     skip: bool = False,
 ) -> list[Sample]:
-    """Read one split of one set.
+    """Read one split of the set `code`; OPEN_VQA among the `tasks` asks whether a class is there.
 
-    Parameters
-    ----------
-    root
-        The folder of all sets.
-    code
-        The set: 0000 to 0024.
-    tasks
-        What to ask about every class; OPEN_VQA asks whether it is there.
-    seed
-        Of the choice of words.
-    skip
-        Leave out rows and files that cannot be used, and log it.
+    `seed` chooses the words. With `skip`, what cannot be used is left out, and the log says so.
 
     Raises
     ------
@@ -83,23 +72,19 @@ def read(
         structure, or files are missing.
     """
     path = root / code / f"{code}.json"
-    rows = listing(path, split, root=root)
-    names = _names(path, code, root)
-    known: dict[str, Entry] = {}
-    for row in rows:
-        with suppress(DataError):  # it is read again below, where errors are gathered
-            known[row.id] = _entry(row, root, code, names)
-    seen: dict[Path, list[Entry]] = defaultdict(list)
-    for entry in known.values():
-        if entry.box:
-            seen[entry.image].append(entry)
+    rows, names = listing(path, split, root=root), _names(path, code, root)
+    known = _known(rows, root, code, names)
+    present: dict[Path, list[Entry]] = defaultdict(list)
+    for each in known.values():
+        if each.box:
+            present[each.image].append(each)
 
     def samples(row: Row) -> Iterator[Sample]:
         entry = known.get(row.id) or _entry(row, root, code, names)
         if entry.lost:
             yield _outline(entry, seed)  # it names the file, to be counted with the others
-        elif not _repeated(entry, seen[entry.image]):
-            yield from _asked(entry, seen[entry.image], tasks, seed)
+        elif not _repeated(entry, present[entry.image]):
+            yield from _asked(entry, present[entry.image], tasks, seed)
 
     return gather(rows, samples, skip=skip)
 
@@ -117,6 +102,16 @@ def _ends(voxels: NDArray[np.bool_], others: tuple[int, int]) -> tuple[float, fl
     inside = np.asarray(voxels.any(axis=others))
     first, last = np.flatnonzero(inside)[[0, -1]] / len(inside)
     return float(first), float(last)
+
+
+def _known(
+    rows: Sequence[Row], root: Path, code: str, names: Mapping[int, str]
+) -> dict[str, Entry]:
+    known: dict[str, Entry] = {}
+    for row in rows:
+        with suppress(DataError):  # it is read again later, where errors are gathered
+            known[row.id] = _entry(row, root, code, names)
+    return known
 
 
 def _names(path: Path, code: str, root: Path) -> dict[int, str]:

@@ -114,35 +114,38 @@ def leakage(
 ) -> Leakage:
     """Look for patients, images and long texts that are in both.
 
-    Parameters
-    ----------
-    images
-        Read every image once, to find the same voxels under two names.
-    on_progress
-        Is told how many images were read, and of how many.
+    With `images` every one is read once, to find the same voxels under two names; `on_progress`
+    is told how many were, and of how many.
 
     Raises
     ------
     DataError
         An image cannot be read.
     """
-    patients = _shared(train, test, lambda each: each.patient)
     seen = _images(train, test, on_progress) if images else {}
-    voxels = _shared(train, test, lambda each: seen.get(each.image, ""))
-    texts = list(_alike(train, test))
-    leaked = {each.patient for each in test} & {each.patient for each in train}
-    same = {seen[each.image] for each in train if each.image in seen}
-    told = {text for _, text, _ in texts}
-    count = sum(
-        each.patient in leaked or seen.get(each.image, "") in same or _plain(each) in told
-        for each in test
+    keys: tuple[Callable[[Sample], str], ...] = (
+        lambda each: each.patient,
+        lambda each: seen.get(each.image, ""),
+        _plain,
     )
-    firsts, lasts = _first(train, _plain), _first(test, _plain)
-    pairs = tuple(
-        Pair(firsts[one].id, lasts[other].id, f"{index:.0%} of the words")
-        for one, other, index in texts
+    patients, voxels = (_shared(train, test, key) for key in keys[:2])
+    texts, told = _texts(train, test)
+    shared = [{each.why for each in patients}, {each.why for each in voxels}, told]
+    leaked = sum(
+        any(key(each) in some for key, some in zip(keys, shared, strict=True)) for each in test
     )
-    return Leakage(patients, voxels, pairs, len(test), count)
+    return Leakage(patients, voxels, texts, len(test), leaked)
+
+
+def _texts(train: Sequence[Sample], test: Sequence[Sample]) -> tuple[tuple[Pair, ...], set[str]]:
+    """Pair samples with texts that are alike; and give those texts of the test."""
+    alike = list(_alike(train, test))
+    first, last = _first(train, _plain), _first(test, _plain)
+    pairs = (
+        Pair(first[one].id, last[other].id, f"{index:.0%} of the words")
+        for one, other, index in alike
+    )
+    return tuple(pairs), {text for _, text, _ in alike}
 
 
 def _shared(
