@@ -172,6 +172,19 @@ def test_short_answers_are_alike_by_nature(tmp_path: Path) -> None:
     assert found([sample("a", paths[0], answer)], [sample("b", paths[1], answer)]).clean
 
 
+@pytest.mark.parametrize("task", [Task.REC, Task.REG, Task.SEMANTIC_SEGMENTATION])
+def test_answers_in_words_of_a_template_are_nobodys(tmp_path: Path, task: Task) -> None:
+    paths = [image(tmp_path / f"{number}.npy", number) for number in range(2)]
+    train, test = (
+        [sample(name, path, LONG, task=task)] for name, path in zip("ab", paths, strict=True)
+    )
+    assert found(train, test).clean
+    told = [sample("c", paths[0], LONG, task=Task.OPEN_VQA)]
+    assert (
+        len(found(told, [sample("d", paths[1], LONG, task=Task.REFERRING_SEGMENTATION)]).texts) == 1
+    )
+
+
 def test_many_texts_are_compared_without_comparing_each_with_each(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     words = [f"word{number}" for number in range(400)]
