@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import lamed_node, short_protocols, tamper
+from commands import short_protocols, tamper
 
 from dicom_node import check
 from dicom_node.__main__ import main
@@ -198,17 +198,13 @@ def test_the_worst_finding_is_the_exit_code_and_each_has_its_line(
     assert main(["check"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["ok", each] for each in LOOKS]
+    assert main(["check", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [each["what"] for each in told] == LOOKS
+    assert all(set(each) == {"what", "ok", "detail", "exit_code"} for each in told)
     monkeypatch.setenv("LAMED_PROTOCOLS", str(tmp_path / "none"))
     monkeypatch.setenv("LAMED_MINIMUM_FREE_MB", "1000000000")
     assert main(["check"]) == 4
     bad = [line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD ")]
     assert [line.split()[1] for line in bad] == ["disk", "protocols"]
     assert all(len(line.splitlines()) == 1 for line in bad)
-
-
-@pytest.mark.slow
-def test_the_doctor_answers_a_program(tmp_path: Path) -> None:
-    done = lamed_node("check", "--json", data_dir=tmp_path, dicom_port=0, http_port=0)
-    assert (done.code, done.err) == (0, "")
-    assert [each["what"] for each in done.data] == LOOKS
-    assert all(set(each) == {"what", "ok", "detail", "exit_code"} for each in done.data)
