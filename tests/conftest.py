@@ -1,10 +1,12 @@
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dicom_node import sample
 from dicom_node.config import Config
@@ -14,6 +16,10 @@ from dicom_node.spool import Spool
 from model import tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A shell lets what it runs in the background ignore Ctrl-C, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# Small networks: threads that wait for each other on a busy machine cost more than they bring.
+torch.set_num_threads(1)
 
 
 @pytest.fixture
