@@ -145,7 +145,9 @@ class _Show:
     def drafts(self, told: Mapping[str, Any]) -> None:
         folder = Path(told["drafts"])
         self.step("the draft, as text")
-        self.console.print((folder / "draft.txt").read_text().rstrip(), markup=False)
+        self.console.print(
+            (folder / "draft.txt").read_text(encoding="utf-8").rstrip(), markup=False
+        )
         self.step("what came back to the PACS over DICOM")
         for each in told["objects"]:
             self.line(each["modality"], f"{each['path']}  {each['description']}")

@@ -327,7 +327,9 @@ def _clear(out: Path) -> None:
 
 def _is_ours(summary: Path) -> bool:
     try:
-        return {"series", "model", "outputs"} <= set(json.loads(summary.read_text()))
+        return {"series", "model", "outputs"} <= set(
+            json.loads(summary.read_text(encoding="utf-8"))
+        )
     except (OSError, ValueError, TypeError):
         return False
 
@@ -343,7 +345,10 @@ def _save(reading: "Reading", route: Route, out: Path, tell: Tell) -> dict[str, 
         for each in route.choices
         if not each.chosen
     ]
-    (out / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+    partial = out / f"{SUMMARY}.partial"
+    told = json.dumps(summary, ensure_ascii=False, indent=2) + "\n"
+    partial.write_text(told, encoding="utf-8")
+    partial.replace(out / SUMMARY)
     tell(f"written to {out}")
     return summary
 
