@@ -19,7 +19,7 @@ run: system-run $(STAMP)
 	$(BIN)/lamed-node demo
 
 test: system-test $(STAMP_DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: system-run $(STAMP_DEV)
 	$(BIN)/ruff format --check .
