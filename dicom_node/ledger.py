@@ -82,7 +82,8 @@ class Ledger:
                 for trigger in tables.TRIGGERS:
                     transaction.connection.execute(text(trigger))
         except (OSError, DatabaseError) as error:
-            raise Unavailable(f"cannot open the ledger {path}: {error}") from error
+            reason = error.orig if isinstance(error, DatabaseError) else error
+            raise Unavailable(f"cannot open the ledger {path}: {reason}") from error
 
     def __enter__(self) -> Self:
         return self

@@ -349,3 +349,11 @@ def test_a_ledger_that_cannot_be_made_says_where(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Unavailable, match="ledger"):
         Ledger(tmp_path / "file" / "ledger.sqlite")
+
+
+def test_a_file_that_is_no_ledger_is_said_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"no database " * 1000)
+    with pytest.raises(Unavailable) as caught:
+        Ledger(path)
+    assert str(caught.value) == f"cannot open the ledger {path}: file is not a database"
