@@ -312,7 +312,7 @@ def test_a_node_that_orthanc_has_no_address_of_is_named(tmp_path: Path, node: An
     with plugged(tmp_path, node, Node="elsewhere") as orthanc:
         study_id = orthanc.upload(paths)
         said = "waiting: Orthanc's DicomModalities has no 'elsewhere'"
-        assert eventually(lambda: told(orthanc, study_id)) == said
+        assert eventually(lambda: told(orthanc, study_id) == said)
 
 
 @pytest.mark.parametrize(
