@@ -201,9 +201,10 @@ def _places(clause: str, found: Sequence[Mark], organs: Sequence[Mark]) -> list[
     after = [_named(clause, organs, post, last=False) for _, post, _ in windows]
     far = [_beginning(clause, organs, far) for _, _, far in windows]
     places = [
-        _filled(_filled(_filled(_Place(organ=mark.term.organ), near), post), start)
+        _settled(_filled(_filled(near, post), start), mark)
         for mark, near, post, start in zip(found, before, after, far, strict=True)
     ]
+    placed = [bool(each.side) for each in after]
     gaps = [clause[a.stop : b.start] for a, b in pairwise(found)]
     listed = [bool(_LIST.search(gap) and not _broken(gap)) for gap in gaps]
     for index in reversed(range(len(gaps))):
@@ -211,7 +212,7 @@ def _places(clause: str, found: Sequence[Mark], organs: Sequence[Mark]) -> list[
             places[index] = _shared(places[index], after[index + 1], found[index])
             after[index] = after[index + 1]
     for index in range(len(gaps)):
-        if listed[index]:
+        if listed[index] and not placed[index + 1]:
             start = _filled(before[index], far[index])
             places[index + 1] = _shared(places[index + 1], start, found[index + 1])
             before[index + 1] = _filled(before[index + 1], start)
@@ -281,18 +282,29 @@ def _sides(clause: str, window: Span) -> list[str]:
     return [each.pop() if len(each) == 1 else BILATERAL for each in groups]
 
 
+def _settled(place: _Place, mark: Mark) -> _Place:
+    """Set the organ of a finding that has but one: a pneumothorax of the right lung is pleural."""
+    return replace(place, organ=mark.term.organ or place.organ)
+
+
 def _filled(place: _Place, other: _Place) -> _Place:
     """Take from another place what a place lacks, if it may be the same."""
-    if place.organ and other.organ and place.organ != other.organ:
+    if place.organ and other.organ and not _beside(place.organ, other.organ):
         return place
     return _Place(place.side or other.side, place.organ or other.organ)
 
 
 def _shared(place: _Place, other: _Place, mark: Mark) -> _Place:
     """Share the words of a neighbour, a side only if nothing speaks against it."""
-    filled = _filled(place, other)
-    same = not place.organ or place.organ in {other.organ, mark.term.organ}
-    return filled if same else place
+    said_here = place.organ and place.organ != mark.term.organ
+    if said_here and not (other.organ and _beside(place.organ, other.organ)):
+        return place  # "hepatic cyst and nodule on the right": whose side that is, is not said
+    return _filled(place, other)
+
+
+def _beside(a: str, b: str) -> bool:
+    """Tell whether two organs share a side: what is said of the lung holds for its pleura."""
+    return a == b or {a, b} == {"lung", "pleura"}
 
 
 def _broken(gap: str) -> bool:
