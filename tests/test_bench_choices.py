@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from conftest import missing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.bench.choices import Accuracy, Judged, accuracy, mean_of_kinds, read, reference
+
+unhurried = settings(deadline=None)  # a busy machine is no slow function
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity" / "text"
 PLANES = ("Axial", "Sagittal", "Coronal", "Oblique")
@@ -117,6 +119,7 @@ def test_a_choice_may_be_given_in_its_own_words(
     assert read(text, choices) == letter
 
 
+@unhurried
 @given(st.sampled_from("ABCD"), st.permutations(PLANES))
 def test_what_the_training_data_answers_is_read(letter: str, planes: list[str]) -> None:
     choice = planes["ABCD".index(letter)]
@@ -126,6 +129,7 @@ def test_what_the_training_data_answers_is_read(letter: str, planes: list[str]) 
     assert all(read(f"{letter}. {other}", planes) is None for other in others)
 
 
+@unhurried
 @given(st.text(max_size=60), st.lists(st.text(max_size=8), max_size=4))
 def test_no_text_breaks_the_reader(text: str, choices: list[str]) -> None:
     assert read(text, choices) in {"A", "B", "C", "D", None}

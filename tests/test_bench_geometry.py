@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import missing
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from monai.metrics import (
@@ -30,6 +30,8 @@ PARTS = st.integers(0, 16).map(lambda each: each / 16)
 BOXES = st.tuples(*[st.tuples(PARTS, PARTS).map(sorted)] * 3).map(
     lambda pairs: tuple(pair[end] for end in (0, 1) for pair in pairs)
 )
+
+unhurried = settings(deadline=None)  # a busy machine is no slow function
 FULL = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
 
 
@@ -57,6 +59,7 @@ def test_two_shifted_cubes_share_what_they_share() -> None:
     assert geometry.iou((0, 0, 0, 0.5, 1, 1), (0.5, 0, 0, 1, 1, 1)) == 0
 
 
+@unhurried
 @given(BOXES, BOXES)
 def test_iou_is_symmetric_bounded_and_not_above_what_shares_less(
     a: Sequence[float], b: Sequence[float]
@@ -65,6 +68,7 @@ def test_iou_is_symmetric_bounded_and_not_above_what_shares_less(
     assert 0 <= geometry.reference_iou(a, b) <= geometry.iou(a, b) + 1e-12 <= 1 + 1e-12
 
 
+@unhurried
 @given(BOXES, BOXES)
 def test_iou_is_that_of_the_voxels_in_the_boxes(a: Sequence[float], b: Sequence[float]) -> None:
     grid = [np.zeros((16, 16, 16), bool) for _ in range(2)]
@@ -81,6 +85,7 @@ def test_a_box_turned_inside_out_holds_nothing() -> None:
     assert geometry.iou(inverted, inverted) == geometry.iou(inverted, FULL) == 0
 
 
+@unhurried
 @given(MASKS)
 def test_a_box_around_a_mask_holds_it_and_not_a_slice_more(mask: NDArray[np.bool_]) -> None:
     assume(mask.any())
@@ -92,6 +97,7 @@ def test_a_box_around_a_mask_holds_it_and_not_a_slice_more(mask: NDArray[np.bool
     )
 
 
+@unhurried
 @given(MASKS)
 def test_a_published_box_made_half_open_is_the_box_around_the_mask(
     mask: NDArray[np.bool_],
@@ -195,6 +201,7 @@ def test_dice_by_hand() -> None:
     assert geometry.dice(a, block((5, 6), (5, 6), (5, 6))) == 0
 
 
+@unhurried
 @given(MASKS, MASKS)
 def test_dice_is_symmetric_bounded_and_one_for_itself(
     a: NDArray[np.bool_], b: NDArray[np.bool_]
@@ -275,6 +282,7 @@ def test_one_stray_voxel_is_in_the_mean_and_not_in_hd95() -> None:
     )
 
 
+@unhurried
 @given(MASKS, MASKS, st.tuples(*[st.sampled_from([0.5, 1.0, 2.5, 5.0])] * 3))
 def test_surfaces_are_symmetric_and_nothing_apart_from_themselves(
     a: NDArray[np.bool_], b: NDArray[np.bool_], spacing: tuple[float, float, float]
@@ -289,6 +297,7 @@ def test_surfaces_are_symmetric_and_nothing_apart_from_themselves(
     assert geometry.surface(a, a, spacing, tolerance_mm=0) == Surface(0, 0, 1)
 
 
+@unhurried
 @given(MASKS, MASKS, st.permutations(range(3)))
 def test_axes_carry_their_spacing_along(
     a: NDArray[np.bool_], b: NDArray[np.bool_], axes: list[int]

@@ -4,12 +4,14 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.bench.findings import Comparison
 from model.bench.intervals import Interval, difference, f1, interval, ratio, rows
 from model.errors import ModelError
+
+unhurried = settings(deadline=None)  # a busy machine is no slow function
 
 VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
@@ -103,6 +105,7 @@ def test_a_difference_turned_is_the_same_with_the_other_sign() -> None:
     )
 
 
+@unhurried
 @given(VALUES)
 def test_an_interval_of_a_mean_lies_within_the_values(values: list[float]) -> None:
     found = interval(rows(values), range(len(values)), resamples=100)
@@ -111,6 +114,7 @@ def test_an_interval_of_a_mean_lies_within_the_values(values: list[float]) -> No
     assert least <= found.estimate <= most
 
 
+@unhurried
 @given(VALUES, st.randoms())
 def test_one_patient_gives_no_spread_and_order_no_other_estimate(
     values: list[float], random: Random

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 
 from model.bench.retrieval import ranks, recalls, reference, subset
 from model.errors import ModelError
+
+unhurried = settings(deadline=None)  # a busy machine is no slow function
 
 GOLDEN = Path(__file__).parent / "data" / "parity" / "m3d_clip_small"
 COUNT = 7
@@ -72,6 +74,7 @@ def test_the_golden_recalls_of_the_reference() -> None:
             assert ours[SAME_WAY[way]][k] == found[way][k]
 
 
+@unhurried
 @given(SCORES, TEXTS)
 def test_ranks_are_those_of_a_plain_count(scores: NDArray[np.float64], texts: list[str]) -> None:
     found = ranks(scores, texts)["image_to_text"]
@@ -81,6 +84,7 @@ def test_ranks_are_those_of_a_plain_count(scores: NDArray[np.float64], texts: li
         assert rank == 1 + sum(each >= max(right) for each in wrong)
 
 
+@unhurried
 @given(SCORES, TEXTS)
 def test_recall_grows_with_k_and_turns_with_the_matrix(
     scores: NDArray[np.float64], texts: list[str]
@@ -92,6 +96,7 @@ def test_recall_grows_with_k_and_turns_with_the_matrix(
     assert turned["image_to_text"] == found["text_to_image"]
 
 
+@unhurried
 @given(SCORES, st.permutations(range(COUNT)))
 def test_the_order_of_the_pairs_means_nothing(
     scores: NDArray[np.float64], order: list[int]
@@ -101,6 +106,7 @@ def test_the_order_of_the_pairs_means_nothing(
     assert shuffled == recalls(scores, texts, ks=(1, 2))
 
 
+@unhurried
 @given(SCORES)
 def test_perfect_similarities_find_everything(scores: NDArray[np.float64]) -> None:
     perfect = scores + 2 * np.eye(COUNT)

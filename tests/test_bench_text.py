@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from model.bench import bertscore, text
 from model.errors import ModelError
+
+unhurried = settings(deadline=None)  # a busy machine is no slow function
 
 WORDS = st.sampled_from(["the", "a", "nodule", "nodules", "in", "left", "lung", "no", "5", "."])
 TEXTS = st.lists(WORDS, max_size=14).map(" ".join)
@@ -129,12 +131,14 @@ def test_chrf_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
+@unhurried
 @given(said=TEXTS, truth=TEXTS)
 def test_every_metric_lies_between_zero_and_one(name: str, said: str, truth: str) -> None:
     assert 0 <= METRICS[name](said, truth) <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("name", METRICS)
+@unhurried
 @given(said=TEXTS.filter(lambda each: re.search("[a-z0-9]", each)))
 def test_a_text_equal_to_its_reference_is_perfect_and_nothing_is_worth_nothing(
     name: str, said: str
@@ -144,12 +148,14 @@ def test_a_text_equal_to_its_reference_is_perfect_and_nothing_is_worth_nothing(
 
 
 @pytest.mark.parametrize("name", ["rouge1", "rouge_l"])
+@unhurried
 @given(said=TEXTS, truth=TEXTS)
 def test_f_of_precision_and_recall_is_symmetric(name: str, said: str, truth: str) -> None:
     assert METRICS[name](said, truth) == METRICS[name](truth, said)
     assert text.rouge_l(said, truth) <= text.rouge1(said, truth)
 
 
+@unhurried
 @given(said=TEXTS, truth=TEXTS)
 def test_meteor_matches_as_many_words_as_can_be_each_once(said: str, truth: str) -> None:
     words, wanted = text.WORD.findall(said), text.WORD.findall(truth)

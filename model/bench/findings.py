@@ -345,12 +345,12 @@ def _there(said: Iterable[Statement]) -> list[Statement]:
 def _pairs(
     ours: Sequence[Statement], theirs: Sequence[Statement]
 ) -> list[tuple[Statement, Statement]]:
-    """Pair the same findings: those of one organ first, then those whose organ one omits."""
+    """Pair the same findings, those on the same side first where an organ is left open."""
     pairs = []
     left, open_ = list(ours), list(theirs)
-    for same in (_one_organ, _open_organ, _no_organ):
+    for sides in (True, False):
         for each in list(left):
-            match = next((b for b in open_ if b.finding == each.finding and same(each, b)), None)
+            match = next((b for b in open_ if _same(each, b, sides=sides)), None)
             if match is not None:
                 pairs.append((each, match))
                 left.remove(each)
@@ -358,24 +358,15 @@ def _pairs(
     return pairs
 
 
-def _one_organ(a: Statement, b: Statement) -> bool:
-    return a.organ == b.organ != ""
-
-
-def _open_organ(a: Statement, b: Statement) -> bool:
-    return bool(a.organ) != bool(b.organ)
-
-
-def _no_organ(a: Statement, b: Statement) -> bool:
-    return not a.organ and not b.organ
+def _same(a: Statement, b: Statement, *, sides: bool) -> bool:
+    organ = not a.organ or not b.organ or a.organ == b.organ
+    return a.finding == b.finding and organ and (a.side == b.side or not sides)
 
 
 def _covers(a: Statement, b: Statement) -> bool:
     """Tell whether two statements may be about the same finding of the same place."""
-    return (
-        a.finding == b.finding
-        and (not a.organ or not b.organ or a.organ == b.organ)
-        and (not a.side or not b.side or a.side == b.side or BILATERAL in (a.side, b.side))
+    return _same(a, b, sides=False) and (
+        not a.side or not b.side or a.side == b.side or BILATERAL in (a.side, b.side)
     )
 
 
