@@ -198,7 +198,7 @@ def test_the_wait_doubles_with_jitter_up_to_an_hour(
 ) -> None:
     config = replace(config, delivery_backoff_s=5)
     job_id = finish(dead())
-    waits = []
+    waits, shares = [], []
     for attempt in range(1, 15):
         start = datetime.now(UTC)
         assert not delivery.deliver(ledger, config, only(ledger, job_id))
@@ -207,8 +207,10 @@ def test_the_wait_doubles_with_jitter_up_to_an_hour(
         assert (waited.state, waited.attempts) == ("pending", attempt)
         planned = min(3600, 5 * 2 ** (attempt - 1))
         assert 0.8 * planned <= waits[-1] <= planned + 5
+        shares.append(waits[-1] / planned)
     assert max(waits) <= 3605
-    assert waits[10:] != [waits[10]] * 4
+    assert min(shares[4:]) < 0.97
+    assert max(shares[4:]) - min(shares[4:]) > 0.01
     assert all(later > earlier for earlier, later in pairwise(waits[:10]))
     assert ledger.due_deliveries() == []
     assert "DEAD@127.0.0.1" in only(ledger, job_id).detail

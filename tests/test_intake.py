@@ -22,7 +22,7 @@ from dicom_node.routing import Rule
 from dicom_node.spool import Spool
 
 RULES = serve.rules(serve.protocols(Config()))
-SHAPE = (16, 8, 8)  # the least that a protocol takes
+SHAPE = (17, 8, 8)  # one slice more than a protocol needs
 Take = Callable[..., Intake]
 
 
@@ -186,7 +186,7 @@ def test_an_image_that_comes_during_routing_keeps_the_study_open(
     ask(ledger, uid)
     Meanwhile.happens = staticmethod(lambda: receive(spool, [late]))
     assert take(Meanwhile(RULES)).step() == 1
-    assert study(ledger, uid).state == "receiving"
+    assert (study(ledger, uid).state, job(ledger, uid).state) == ("receiving", State.QUEUED)
     ask(ledger, uid)
     assert take().step() == 1
     assert study(ledger, uid).state == "queued"
@@ -231,6 +231,23 @@ def test_a_study_that_trips_has_failed_and_stops_no_other(
     ask(ledger, failed)
     take().step()
     assert study(ledger, failed).state == "queued"
+
+
+def test_what_is_unavailable_for_a_moment_fails_no_study(
+    ledger: Ledger, spool: Spool, take: Take
+) -> None:
+    uid = receive(spool, ct())
+    ask(ledger, uid)
+
+    def busy() -> None:
+        raise Unavailable("for a moment")
+
+    Meanwhile.happens = staticmethod(busy)
+    with pytest.raises(Unavailable, match="for a moment"):
+        take(Meanwhile(RULES)).step()
+    assert study(ledger, uid).state == "receiving"
+    assert take().step() == 1
+    assert study(ledger, uid).state == "queued"
 
 
 def test_a_file_that_is_gone_costs_its_series_alone(
