@@ -118,15 +118,17 @@ def test_a_pacs_that_is_down_gets_its_results_when_it_is_up_again(
 ) -> None:
     with Orthanc(tmp_path / "orthanc") as pacs:
         study_uid = hold(pacs, ct(seed=10), tmp_path / "sent")
-        with Reading(tmp_path / "node", lamed, pacs, quiet_s=1) as node, node.at_work():
+        with Reading(tmp_path / "node", lamed, pacs, quiet_s=1) as node:
             pacs.send(study_uid, node.config.dicom_port)
+            # Down before the reading begins: a slow end must not take the results yet.
             pacs.stop()
-            eventually(lambda: node.kinds("delivery.retry"))
-            assert node.state(study_uid)[0] == "delivering"
-            (waiting,) = node.ledger.deliveries(node.job(study_uid).id)
-            assert "cannot be reached: Connection refused" in waiting.detail
-            pacs.start()
-            eventually(lambda: node.state(study_uid) == ("done", ""))
+            with node.at_work():
+                eventually(lambda: node.kinds("delivery.retry"), 60)
+                assert node.state(study_uid)[0] == "delivering"
+                (waiting,) = node.ledger.deliveries(node.job(study_uid).id)
+                assert "cannot be reached: Connection refused" in waiting.detail
+                pacs.start()
+                eventually(lambda: node.state(study_uid) == ("done", ""), 60)
             results = node.ledger.results(node.job(study_uid).id)
             assert {each.sop_uid for each in results} < set(pacs.files(study_uid))
             assert node.ledger.verify() == len(node.ledger.events())
