@@ -208,7 +208,7 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def eventually(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+def eventually(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait until a condition is true, and return what it gave."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
