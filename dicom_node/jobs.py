@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, and_, or_, select, true, update
 from . import tables
 from .errors import Mismatch
 from .ledger import Ledger
-from .records import Job, to_job, to_text
+from .records import Job, Result, to_job, to_text
 from .transaction import Transaction
 
 __all__ = ["Job", "Jobs", "State"]
@@ -141,6 +141,26 @@ class Jobs:
         """
         with self._ledger.transaction() as transaction:
             _end(transaction, _need(transaction, job_id, worker), state, reason)
+
+    def complete(
+        self,
+        job_id: str,
+        worker: str,
+        results: Sequence[Result],
+        destinations: Sequence[str],
+        summary: Mapping[str, Any],
+    ) -> None:
+        """End a job that is done, with what it made and where that is to go: all or nothing.
+
+        Raises
+        ------
+        Mismatch
+            The job is not held by this worker any more.
+        """
+        with self._ledger.transaction() as transaction:
+            job = _need(transaction, job_id, worker)
+            transaction.record_results(job, results, destinations, summary)
+            _end(transaction, job, State.DONE, "")
 
     def release(self, job_id: str, worker: str, reason: str) -> None:
         """Put a job back into the queue; its attempts are used up in the end.

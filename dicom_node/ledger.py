@@ -9,7 +9,7 @@ was changed past the triggers.
 import fcntl
 import hashlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,12 +29,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from . import chain, tables
-from .errors import Mismatch, OutOfResources, Unavailable
+from .errors import OutOfResources, Unavailable
 from .instance import Instance
 from .records import (
     Delivery,
@@ -42,7 +41,6 @@ from .records import (
     Job,
     Result,
     Study,
-    canonical,
     select_instances,
     select_studies,
     to_delivery,
@@ -156,48 +154,6 @@ class Ledger:
         """Move a study on, in a transaction of its own; see `Transaction.set_study_state`."""
         with self.transaction() as transaction:
             transaction.set_study_state(study_uid, state, reason)
-
-    def record_results(
-        self,
-        job_id: str,
-        results: Sequence[Result],
-        destinations: Sequence[str],
-        summary: Mapping[str, Any],
-    ) -> None:
-        """Remember what a job made and where it is to go; a repeated job replaces its own."""
-        with self.transaction() as transaction:
-            connection = transaction.connection
-            study_uid = connection.scalar(
-                select(tables.jobs.c.study_uid).where(tables.jobs.c.id == job_id)
-            )
-            if study_uid is None:
-                raise Mismatch(f"no job has the key {job_id!r}")
-            connection.execute(tables.results.delete().where(tables.results.c.job_id == job_id))
-            for position, result in enumerate(results):
-                row = vars(result) | {"path": str(result.path), "position": position}
-                connection.execute(tables.results.insert().values(**row))
-            for destination in destinations:
-                planned = {"job_id": job_id, "study_uid": study_uid, "destination": destination}
-                connection.execute(
-                    insert(tables.deliveries)
-                    .values(**planned, state="pending", next_at=to_text(transaction.now))
-                    .on_conflict_do_nothing()
-                )
-            connection.execute(
-                update(tables.jobs)
-                .where(tables.jobs.c.id == job_id)
-                .values(summary=canonical(summary))
-            )
-            transaction.event(
-                "job.results",
-                study_uid=study_uid,
-                job_id=job_id,
-                results={each.label: each.sop_uid for each in results},
-                destinations=list(destinations),
-                model=summary.get("model"),
-            )
-            state = "delivering" if destinations else "done"
-            transaction.advance_for(job_id, ("processing",), state)
 
     def record_delivery(
         self, delivery_id: int, state: str, *, detail: str = "", next_at: datetime | None = None
@@ -366,7 +322,7 @@ class Ledger:
 
     def head(self) -> tuple[int, str]:
         """Give number and digest of the last event; what `verify` can be held against later."""
-        with self._engine.connect() as connection:
+        with _refusals(), self._engine.connect() as connection:
             return chain.head(connection)
 
     def verify(self, head: tuple[int, str] | None = None) -> int:
@@ -382,12 +338,12 @@ class Ledger:
         LedgerBroken
             Names the first event that is changed, missing or not linked.
         """
-        with self._engine.connect() as connection:
+        with _refusals(), self._engine.connect() as connection:
             wanted = select(tables.events).order_by(tables.events.c.seq)
             return chain.verify(connection.execution_options(yield_per=1000).execute(wanted), head)
 
     def _rows(self, wanted: Select[Any]) -> Sequence[Row[Any]]:
-        with self._engine.connect() as connection:
+        with _refusals(), self._engine.connect() as connection:
             return connection.execute(wanted).all()
 
 
@@ -398,7 +354,7 @@ def _refusals() -> Iterator[None]:
         yield
     except OperationalError as error:
         kind = OutOfResources if "full" in str(error.orig) else Unavailable
-        raise kind(f"the ledger cannot be written: {error.orig}") from error
+        raise kind(f"the ledger cannot be used: {error.orig}") from error
 
 
 @contextmanager

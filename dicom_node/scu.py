@@ -158,7 +158,7 @@ def _association(
         raise PeerError(_why_not(assoc, destination, timeout_s))
     try:
         yield assoc
-    except BaseException:
+    except BaseException:  # also a Ctrl-C: the peer is not left with an association half done
         assoc.abort()
         raise
     assoc.release()

@@ -156,7 +156,7 @@ class Spool:
         self._write(instance.path, content)
         try:
             self._ledger.record_instance(instance, kind=kind, calling_ae=calling_ae)
-        except BaseException:
+        except BaseException:  # whatever it is: the sender is not told success and sends again
             instance.path.unlink(missing_ok=True)
             raise
         return instance

@@ -5,6 +5,7 @@ Knows the tables and which state may follow which. Nothing here commits: `Ledger
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.sqlite import insert
@@ -12,7 +13,7 @@ from sqlalchemy.dialects.sqlite import insert
 from . import chain, tables
 from .errors import Mismatch
 from .instance import Instance
-from .records import to_text
+from .records import Job, Result, canonical, to_text
 
 # From which states a study may come to which: anything else is a bug, and is refused.
 TRANSITIONS: Mapping[str, frozenset[str]] = {
@@ -176,6 +177,34 @@ class Transaction:
                 received_at=to_text(instance.received_at),
             )
         )
+
+    def record_results(
+        self,
+        job: Job,
+        results: Sequence[Result],
+        destinations: Sequence[str],
+        summary: Mapping[str, Any],
+    ) -> None:
+        """Remember what a job made and where it is to go."""
+        for position, result in enumerate(results):
+            row = vars(result) | {"path": str(result.path), "position": position}
+            self.connection.execute(tables.results.insert().values(**row))
+        about = {"study_uid": job.study_uid, "job_id": job.id}
+        for destination in destinations:
+            planned = about | {"destination": destination, "state": "pending"}
+            self.connection.execute(
+                tables.deliveries.insert().values(**planned, next_at=to_text(self.now))
+            )
+        told = update(tables.jobs).where(tables.jobs.c.id == job.id)
+        self.connection.execute(told.values(summary=canonical(summary)))
+        self.event(
+            "job.results",
+            **about,
+            results={each.label: each.sop_uid for each in results},
+            destinations=list(destinations),
+            model=summary.get("model"),
+        )
+        self.advance_for(job.id, ("processing",), "delivering" if destinations else "done")
 
     def restart_deliveries(self, job_id: str) -> None:
         """Begin again to send what was given up."""

@@ -155,7 +155,7 @@ class Worker:
         """Do a job as far as it goes; give what is to be told to the queue."""
         finish = partial(self._jobs.finish, job.id, self._name)
         try:
-            self._do(job)
+            return self._do(job)
         except BadInput as error:
             return partial(finish, State.REJECTED, str(error))
         except (model.ModelError, sr_templates.TemplateError) as error:
@@ -164,9 +164,8 @@ class Worker:
             log.exception("job.error", extra={"job": job.id})
             reason = f"{type(error).__name__}: {error}"
             return partial(self._jobs.release, job.id, self._name, reason)
-        return partial(finish, State.DONE)
 
-    def _do(self, job: Job) -> None:
+    def _do(self, job: Job) -> Callable[[], None]:
         protocol = self._protocols.get(job.protocol)
         if protocol is None:
             raise BadInput(f"no protocol is called {job.protocol!r}")
@@ -183,10 +182,7 @@ class Worker:
         summary = results.save(reading, folder)
         destinations = [str(each) for each in self._config.destinations]
         rows = results.rows(reading, folder, job.id)
-        # Renewed once more: whoever was asleep for longer than the lease records nothing.
-        if not self._renew(job):
-            raise Mismatch(f"job {job.id} is not held by {self._name}")
-        self._ledger.record_results(job.id, rows, destinations, summary)
+        return partial(self._jobs.complete, job.id, self._name, rows, destinations, summary)
 
     def _paths(self, job: Job) -> list[Path]:
         wanted = set(job.sop_uids)

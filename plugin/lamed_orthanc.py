@@ -5,8 +5,9 @@
 """A stable study goes to the LaMed Node, and its state is written on the study.
 
 Knows the standard library and Orthanc's own API; speaks DICOM (through Orthanc's C-STORE) and HTTP
-to the node, and has nothing of the node's code. One thread does the work, in short steps: a call
-into Orthanc holds the interpreter's lock, so images are sent by one of Orthanc's own jobs.
+to the node, and has nothing of the node's code. One file, longer than others of this
+project, because Orthanc is given one file. One thread does the work, in short steps: a call into
+Orthanc holds the interpreter's lock, so images are sent by one of Orthanc's own jobs.
 
 What is remembered, and where, so that a restart loses nothing:
 

@@ -21,7 +21,7 @@ import sr_templates
 from dicom_node import delivery, qa, sample, serve
 from dicom_node.config import Config, Destination
 from dicom_node.intake import Intake
-from dicom_node.jobs import Job, Jobs, State
+from dicom_node.jobs import Job, Jobs
 from dicom_node.ledger import Ledger
 from dicom_node.records import Result
 from dicom_node.routing import Rule
@@ -124,8 +124,7 @@ class Answering(Node):
             Result(job.id, label, ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID, path, "")
             for (label, ds), path in zip(made.items(), paths, strict=True)
         ]
-        self.ledger.record_results(job.id, results, [to], {})
-        self.jobs.finish(job.id, WORKER, State.DONE)
+        self.jobs.complete(job.id, WORKER, results, [to], {})
         assert self.deliver(), "the results were not taken"
         return made
 

@@ -105,7 +105,7 @@ def finish(ledger: Ledger, made: list[Path]) -> Callable[..., str]:
             Result(job.id, label, "1", f"2.{number}.{label}", "1", path, "")
             for label, path in zip(CLASSES, paths or made, strict=True)
         ]
-        ledger.record_results(job.id, results, [str(each) for each in destinations], {})
+        jobs.complete(job.id, "worker", results, [str(each) for each in destinations], {})
         done.append(job.id)
         return job.id
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.sr.codedict import codes
+from test_volume import seg
 
 from dicom_node import sample, volume
 from dicom_node.errors import UnusableSeries
@@ -118,24 +118,7 @@ def network(source: volume.SourceVolume, _: Mask) -> Mask:
 
 def written(source: volume.SourceVolume, mask: hd.Volume, path: Path) -> hd.seg.Segmentation:
     """Write a mask as BINARY SEG and read the file."""
-    made = hd.seg.Segmentation(
-        source_images=source.sources,
-        pixel_array=mask,
-        segmentation_type="BINARY",
-        segment_descriptions=[
-            hd.seg.SegmentDescription(
-                1, "Mass", codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Mass, "MANUAL"
-            )
-        ],
-        series_instance_uid=hd.UID(),
-        series_number=9,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="Test",
-        manufacturer_model_name="Test",
-        software_versions="1",
-        device_serial_number="1",
-    )
+    made = seg(source, mask)
     made.save_as(path)
     return hd.seg.segread(path)
 

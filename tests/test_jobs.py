@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from test_ledger import STUDY, instance
 
 from dicom_node.errors import Mismatch
 from dicom_node.jobs import Job, Jobs, State
 from dicom_node.ledger import Ledger
+from dicom_node.records import Result
 
 
 @pytest.fixture
@@ -34,10 +36,9 @@ def kinds(ledger: Ledger) -> list[str]:
     return [each.kind for each in ledger.events()]
 
 
-def finish(ledger: Ledger, jobs: Jobs, job: Job) -> None:
+def finish(jobs: Jobs, job: Job) -> None:
     assert jobs.claim("w", 60).id == job.id
-    ledger.record_results(job.id, [], [], {})
-    jobs.finish(job.id, "w", State.DONE)
+    jobs.complete(job.id, "w", [], [], {})
 
 
 def test_a_job_goes_from_the_queue_to_its_end(ledger: Ledger, jobs: Jobs) -> None:
@@ -88,7 +89,7 @@ def test_more_images_supersede_a_job_whose_worker_fell_silent(jobs: Jobs) -> Non
 
 def test_images_replaced_under_their_uids_are_another_question(ledger: Ledger, jobs: Jobs) -> None:
     first = enqueue(jobs, instance().sop_uid)
-    finish(ledger, jobs, first)
+    finish(jobs, first)
     ledger.record_instance(replace(instance(), path=Path("/spool/new.dcm"), sha256="2" * 64))
     second = enqueue(jobs, instance().sop_uid)
     assert (second.id != first.id, second.state) == (True, State.QUEUED)
@@ -105,7 +106,7 @@ def test_a_failed_job_is_queued_again_when_it_is_asked_for_again(
     assert (again.id, again.state, again.attempts) == (job.id, State.QUEUED, 0)
     assert ledger.study(STUDY).state == "queued"
     assert kinds(ledger).count("job.requeued") == 1
-    finish(ledger, jobs, job)
+    finish(jobs, job)
     assert ledger.study(STUDY).state == "done"
 
 
@@ -118,7 +119,7 @@ def test_an_older_job_that_fails_does_not_fail_a_study_with_a_newer_one(
     second = enqueue(jobs, "1", "2")
     jobs.finish(first.id, "slow", State.FAILED, "no good")
     assert ledger.study(STUDY).state == "queued"
-    finish(ledger, jobs, second)
+    finish(jobs, second)
     assert ledger.study(STUDY).state == "done"
 
 
@@ -190,8 +191,7 @@ def test_a_rejected_study_has_a_job_that_says_why(ledger: Ledger, jobs: Jobs) ->
 def test_a_reopened_study_with_nothing_new_is_done_again(ledger: Ledger, jobs: Jobs) -> None:
     job = enqueue(jobs)
     jobs.claim("w", 60)
-    ledger.record_results(job.id, [], [], {})
-    jobs.finish(job.id, "w", State.DONE)
+    jobs.complete(job.id, "w", [], [], {})
     ledger.record_instance(instance(2))
     assert enqueue(jobs).id == job.id
     assert ledger.study(STUDY).state == "done"
@@ -201,8 +201,7 @@ def test_images_that_come_while_a_job_runs_keep_the_study_open(ledger: Ledger, j
     job = enqueue(jobs)
     jobs.claim("w", 60)
     ledger.record_instance(instance(2))
-    ledger.record_results(job.id, [], [], {})
-    jobs.finish(job.id, "w", State.DONE)
+    jobs.complete(job.id, "w", [], [], {})
     assert ledger.study(STUDY).state == "receiving"
 
 
@@ -273,8 +272,7 @@ def test_a_delivery_that_was_given_up_begins_again_when_somebody_asks(
 ) -> None:
     job = enqueue(jobs)
     jobs.claim("w", 60)
-    ledger.record_results(job.id, [], ["A@host:1", "B@host:1"], {})
-    jobs.finish(job.id, "w", State.DONE)
+    jobs.complete(job.id, "w", [], ["A@host:1", "B@host:1"], {})
     sent, given_up = ledger.due_deliveries()
     ledger.record_delivery(sent.id, "sent")
     ledger.record_delivery(given_up.id, "failed", detail="refused")
@@ -287,3 +285,34 @@ def test_a_delivery_that_was_given_up_begins_again_when_somebody_asks(
     assert kinds(ledger).count("delivery.restarted") == 1
     ledger.record_delivery(due.id, "sent")
     assert ledger.study(STUDY).state == "done"
+
+
+RESULT = Result("", "seg", "1.2", "9.9", "9.8", Path("/results/seg.dcm"), "1" * 64)
+
+
+def test_a_job_ends_with_its_results_or_not_at_all(ledger: Ledger, jobs: Jobs) -> None:
+    job = enqueue(jobs)
+    jobs.claim("w", 60)
+    made, before = replace(RESULT, job_id=job.id), ledger.head()
+    with pytest.raises(IntegrityError):  # two objects of one UID
+        jobs.complete(job.id, "w", [made, made], ["A@host:1"], {})
+    assert (jobs.get(job.id).state, ledger.study(STUDY).state) == (State.RUNNING, "processing")
+    assert (ledger.results(job.id), ledger.deliveries(job.id), ledger.head()) == ([], [], before)
+    jobs.complete(job.id, "w", [made], ["A@host:1"], {"model": {"name": "tiny"}})
+    assert (jobs.get(job.id).state, ledger.study(STUDY).state) == (State.DONE, "delivering")
+    assert ledger.results(job.id) == [made]
+    assert kinds(ledger)[-3:] == ["job.results", "study.state", "job.done"]
+
+
+def test_who_holds_a_job_no_more_records_nothing_of_it(ledger: Ledger, jobs: Jobs) -> None:
+    job = enqueue(jobs)
+    jobs.claim("slow", 0)
+    assert jobs.claim("w", 60).id == job.id
+    made = replace(RESULT, job_id=job.id)
+    with pytest.raises(Mismatch, match="not held by slow"):
+        jobs.complete(job.id, "slow", [made], [], {})
+    assert ledger.results(job.id) == []
+    jobs.complete(job.id, "w", [made], [], {})
+    with pytest.raises(Mismatch):
+        jobs.complete(job.id, "w", [made], [], {})
+    assert (ledger.results(job.id), kinds(ledger).count("job.results")) == ([made], 1)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from dicom_node import ledger as ledger_module
 from dicom_node.errors import LedgerBroken, Mismatch, OutOfResources, Unavailable
 from dicom_node.instance import Instance
-from dicom_node.jobs import Jobs, State
+from dicom_node.jobs import Jobs
 from dicom_node.ledger import Ledger, Result
 
 STUDY = "1.2.3"
@@ -53,8 +53,7 @@ def job_with_results(ledger: Ledger, *peers: str) -> str:
     job = jobs.enqueue(STUDY, "ct_chest", [instance().sop_uid], model_digest="m", series=[])
     assert jobs.claim("w", 60)
     result = Result(job.id, "seg", "1.2", "9.9", "9.8", Path("/results/seg.dcm"), "1" * 64)
-    ledger.record_results(job.id, [result], peers, {"model": {"name": "tiny"}})
-    jobs.finish(job.id, "w", State.DONE)
+    jobs.complete(job.id, "w", [result], peers, {"model": {"name": "tiny"}})
     return job.id
 
 
@@ -164,14 +163,6 @@ def test_a_study_names_its_modalities_and_counts_current_instances(ledger: Ledge
     assert (study.modalities, study.instance_count, study.arrivals) == (("CT", "SR"), 2, 3)
     newest, older = ledger.studies()
     assert (newest.study_uid, older.study_uid) == ("7.7", STUDY)
-
-
-def test_results_recorded_twice_are_there_once(ledger: Ledger) -> None:
-    job = job_with_results(ledger, PEER)
-    results = ledger.results(job)
-    ledger.record_results(job, results, [PEER], {"model": {"name": "tiny"}})
-    assert ledger.results(job) == results
-    assert len(ledger.deliveries(job)) == 1
 
 
 def test_search_takes_wildcards_for_what_they_are(ledger: Ledger) -> None:
@@ -357,3 +348,14 @@ def test_a_file_that_is_no_ledger_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as caught:
         Ledger(path)
     assert str(caught.value) == f"cannot open the ledger {path}: file is not a database"
+
+
+@pytest.mark.parametrize("table", ["studies", "events"])
+def test_a_ledger_that_cannot_be_read_is_unavailable(ledger: Ledger, table: str) -> None:
+    with sqlite3.connect(ledger.path) as database:
+        database.execute(f"ALTER TABLE {table} RENAME TO away")
+    database.close()
+    reads = {"studies": [ledger.studies], "events": [ledger.events, ledger.head, ledger.verify]}
+    for read in reads[table]:
+        with pytest.raises(Unavailable, match=f"cannot be used: no such table: {table}"):
+            read()

@@ -394,8 +394,8 @@ from dicom_node.jobs import Jobs
 from dicom_node.ledger import Ledger
 from dicom_node.worker import Worker
 
-class Slow(Ledger):
-    def record_results(self, *given):
+class Slow(Jobs):
+    def complete(self, *given):
         print("recording", flush=True)
         threading.Event().wait()
 
@@ -406,9 +406,9 @@ class Steps(logging.Handler):
 logging.getLogger("dicom_node.worker").addHandler(Steps())
 logging.getLogger("dicom_node.worker").setLevel(logging.INFO)
 config = Config(data_dir=Path(sys.argv[1]), lease_s=1)
-with Slow(config.ledger_path) as ledger:
+with Ledger(config.ledger_path) as ledger:
     lamed = model.load(sys.argv[2])
-    Worker(ledger, Jobs(ledger), lamed, PROTOCOLS, config, name="killed").step()
+    Worker(ledger, Slow(ledger), lamed, PROTOCOLS, config, name="killed").step()
 """
 
 
