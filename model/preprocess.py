@@ -6,6 +6,7 @@ undoes it. Has never heard of orientation: axes come and go in the order (slices
 
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,23 @@ class Placement:
         inside = tuple(slice(*each) for each in zip(self.start, self.stop, strict=True))
         whole[inside] = _resize(logits.detach().to("cpu", torch.float32), self.size).numpy()
         return whole
+
+    def gather(self, labels: NDArray[np.integer[Any]], grid: Shape) -> NDArray[np.integer[Any]]:
+        """Bring a map of labels of the source grid to the network's grid, the nearest voxel each.
+
+        Raises
+        ------
+        ModelError
+            `labels` is not on the source grid.
+        """
+        if labels.shape != self.shape:
+            raise ModelError(f"labels must be of shape {self.shape}, not {labels.shape}")
+        # The centre of each voxel of the grid, as resizing without aligned corners places it.
+        axes = [
+            start + (np.arange(count) + 0.5) * size / count
+            for start, size, count in zip(self.start, self.size, grid, strict=True)
+        ]
+        return labels[np.ix_(*(each.astype(int) for each in axes))]
 
     def place(self, point: tuple[float, float, float]) -> tuple[float, float, float]:
         """Bring a normalised point (0..1 along each axis of the grid) to source voxels.

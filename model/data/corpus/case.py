@@ -43,6 +43,19 @@ VIEWS: Final = (
 
 
 @dataclass(frozen=True)
+class Truth:
+    """What is true of a patient, in words; all that questions and reports are made of."""
+
+    seed: int
+    region: str
+    modality: str
+    phase: str  # of contrast for CT, the sequence for MR
+    findings: tuple[Finding, ...]
+    present: tuple[str, ...]  # organs worth a question of which enough is in the image
+    missing: tuple[str, ...]  # organs worth a question of which nothing is in the image
+
+
+@dataclass(frozen=True)
 class Case:
     """A patient as scanned. Axes ascend from foot to head, anterior to posterior, right to left.
 
@@ -69,7 +82,7 @@ class Case:
         patient = Patient(
             space, _organs(random, space, chosen), np.zeros(space.shape, np.uint8), []
         )
-        _harm(random, patient, chosen)
+        harm(random, patient, chosen)
         if chosen.modality == "CT":
             phases = paint.PHASES if chosen.region != HEAD else paint.PHASES[:1]
             phase = phases[int(random.integers(len(phases)))]
@@ -87,6 +100,19 @@ class Case:
             planted=patient.planted,
             spacing_mm=space.spacing_mm,
             findings=tuple(patient.findings),
+        )
+
+    @property
+    def truth(self) -> Truth:
+        """Give what is true of the patient, without the voxels."""
+        return Truth(
+            self.seed,
+            self.region,
+            self.modality,
+            self.phase,
+            self.findings,
+            self.present,
+            self.missing,
         )
 
     def organ(self, name: str) -> NDArray[np.bool_]:
@@ -142,7 +168,7 @@ def _organs(random: Random, space: Space, view: View) -> NDArray[np.uint8]:
     return labels
 
 
-def _harm(random: Random, patient: Patient, view: View) -> None:
+def harm(random: Random, patient: Patient, view: View) -> None:
     """Plant what this patient has, and take out what is missing."""
     if view.region == ABDOMEN and random.random() < REMOVED:
         remove(patient, REMOVABLE[int(random.integers(len(REMOVABLE)))])

@@ -56,19 +56,30 @@ _MR: Final[Mapping[str, Mapping[str, float]]] = {
 _TUMOUR: Final = {"T1": 0.36, "T2": 0.85}
 
 
-def computed_tomography(random: Random, patient: Patient, phase: str) -> Image:
-    """Give float32 HU (slices, rows, columns) in one of `PHASES`."""
+def computed_tomography(
+    random: Random, patient: Patient, phase: str, *, scanned: Image | None = None
+) -> Image:
+    """Give float32 HU (slices, rows, columns) in one of `PHASES`.
+
+    `scanned` is what a scanner made of it without contrast; NaN where it is to be painted.
+    """
     means = np.full(256, AIR_HU, np.float32)
     spreads = np.zeros(256, np.float32)
+    enhanced = np.zeros(256, np.float32)
     for name, (mean, spread) in _CT.items():
         more = _ENHANCED.get(phase, {}).get(name, 0.0) * random.uniform(0.8, 1.2)
         means[ORGANS[name].number] = random.normal(mean, spread) + more
+        enhanced[ORGANS[name].number] = more
         spreads[ORGANS[name].number] = spread / 3
     _same(means, "right kidney", "left kidney")
     _same(means, "right lung", "left lung")
     image = means[patient.labels]
     texture = _blurred(random.normal(size=image.shape).astype(np.float32), 2) * 3
     image += texture * spreads[patient.labels]
+    if scanned is not None:
+        _same(enhanced, "right kidney", "left kidney")
+        image = np.where(np.isnan(scanned), image, scanned + _blurred(enhanced[patient.labels], 1))
+        means = _medians(image, patient)
     for each in patient.findings:
         if each.number:
             mean, spread = KINDS[each.kind].values["CT"]
@@ -95,6 +106,19 @@ def magnetic_resonance(random: Random, patient: Patient, sequence: str) -> Image
     real, imaginary = random.normal(0, level, (2, *image.shape)).astype(np.float32)
     scale = random.uniform(300, 1500)
     return np.asarray(np.hypot(image + real, imaginary) * scale, np.float32)
+
+
+def _medians(image: Image, patient: Patient) -> Image:
+    """Tell what each organ looks like where nothing is planted."""
+    means = np.zeros(256, np.float32)
+    for number in {ORGANS[name].number for each in patient.findings for name in _hosts(each.kind)}:
+        inside = image[(patient.labels == number) & (patient.planted == 0)]
+        means[number] = np.median(inside) if inside.size else 0
+    return means
+
+
+def _hosts(kind: str) -> tuple[str, ...]:
+    return KINDS[kind].organs if kind in KINDS else ()
 
 
 def _same(means: Image, one: str, other: str) -> None:

@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from .case import Case
-from .findings import KINDS, Finding
+from .case import Case, Truth
+from .findings import KINDS, Finding, Kind
 from .organs import ABDOMEN, CHEST, HEAD, ORGANS
 from .paint import PHASES, SEQUENCES
 
@@ -89,6 +89,7 @@ TOPICS: Final = (
     )),
     Topic(HEAD, ("tumour",), "There is no mass in the brain.", (
         "Is there a mass in or beside the brain, and where is it?",
+        "Is there an area of abnormal signal in the brain, and in which lobe?",
         "Does the brain hold a mass, and on which side?",
     )),
 )  # fmt: skip
@@ -104,6 +105,42 @@ SEGMENT: Final = (
     "Outline the {what}.",
     "Can you mark the {what} in this scan?",
 )
+UNLEARNT: Final = "I have not learned to judge this."
+BEYOND: Final = (
+    "Are the trachea and the main bronchi open and of normal width?",
+    "Are there signs of emphysema or fibrosis?",
+    "Is there air in the pleural space, and on which side?",
+    "Is the heart enlarged, and is there fluid in the pericardium?",
+    "Is the thoracic aorta widened or dissected?",
+    "Are there enlarged lymph nodes in the mediastinum or at the hila?",
+    "Is anything abnormal in the part of the abdomen that is shown?",
+    "Is there inflammation or a mass of the pancreas?",
+    "Is the spleen enlarged or injured?",
+    "Is there a mass in an adrenal gland, and on which side?",
+    "Is the bowel obstructed, or is its wall thick?",
+    "Is the appendix inflamed?",
+    "Is there free air or free fluid in the abdomen?",
+    "Is there an aneurysm or a dissection of the abdominal aorta?",
+    "Are there enlarged lymph nodes in the abdomen?",
+    "Is there a fracture or a destructive lesion of the spine or the pelvis?",
+    "Is anything abnormal in the part of the chest that is shown?",
+    "Are there signs of an infarct, and in which territory?",
+    "Are there white matter lesions?",
+    "Are the ventricles enlarged, and is the midline shifted?",
+    "Is anything abnormal in the cerebellum or the brainstem?",
+    "Is the pituitary gland enlarged?",
+    "Is there a fluid collection between the brain and the skull?",
+    "Is anything abnormal in the paranasal sinuses, the orbits or the skull?",
+    "Is there a thrombus in the pulmonary arteries?",
+    "Is the thyroid gland enlarged?",
+    "Is there cirrhosis of the liver?",
+    "Is there a hernia?",
+    "Is the prostate enlarged?",
+    "How old is the patient?",
+    "Has the finding grown since the last scan?",
+    "What should be done next?",
+)  # fmt: skip
+ENHANCED: Final = "Was intravenous contrast material given for this scan?"
 SHOWN: Final = {(CHEST, "CT"): "chest CT", (ABDOMEN, "CT"): "abdominal CT", (HEAD, "CT"): "head CT",
                 (HEAD, "MR"): "brain MRI"}  # fmt: skip
 
@@ -129,9 +166,9 @@ def sentence(finding: Finding) -> str:
     return f"There is a {phrase(finding)}."
 
 
-def report(case: Case) -> str:
+def report(case: Case | Truth) -> str:
     """Say all that is true of a case, topic by topic, and sum it up."""
-    said = [_told(case, topic) for topic in _topics(case)]
+    said = [technique(case), *(_told(case, topic) for topic in _topics(case))]
     named = "; ".join(
         sentence(each).removesuffix(".") if each.kind == "absence" else phrase(each)
         for each in case.findings
@@ -139,7 +176,16 @@ def report(case: Case) -> str:
     return " ".join([*said, f"Impression: {named or 'no abnormality'}."])
 
 
-def turns(case: Case, random: Random) -> Iterator[Turn]:
+def technique(case: Case | Truth) -> str:
+    """Say how a case was scanned."""
+    what = SHOWN[case.region, case.modality]
+    what = what[0].upper() + what[1:]
+    if case.modality == "MR":
+        return f"{what}, {case.phase}-weighted."
+    return f"{what} {case.phase}." if case.phase == PHASES[0] else f"{what}, {case.phase} phase."
+
+
+def turns(case: Case | Truth, random: Random) -> Iterator[Turn]:
     """Give every kind of question about a case, in random words."""
     what = SHOWN[case.region, case.modality]
     yield Turn("caption", _any(random, CAPTIONS).format(what=what), report(case))
@@ -149,12 +195,13 @@ def turns(case: Case, random: Random) -> Iterator[Turn]:
         sides = {each.side for each in found} - {""}
         side = sides.pop() if len(sides) == 1 else ""
         yield Turn("open_vqa", asked, _told(case, topic), "topic", absent=not found, side=side)
+    yield from _plain(case, random)
     yield from _choices(case, random)
     yield from _outlines(case, random)
     yield from _boxes(case, random)
 
 
-def _topics(case: Case) -> list[Topic]:
+def _topics(case: Case | Truth) -> list[Topic]:
     return [
         each
         for each in TOPICS
@@ -163,16 +210,77 @@ def _topics(case: Case) -> list[Topic]:
     ]
 
 
-def _of(case: Case, topic: Topic) -> list[Finding]:
+def _of(case: Case | Truth, topic: Topic) -> list[Finding]:
     return [each for each in case.findings if each.kind in topic.kinds]
 
 
-def _told(case: Case, topic: Topic) -> str:
+def _told(case: Case | Truth, topic: Topic) -> str:
     return " ".join(map(sentence, _of(case, topic))) or topic.none
 
 
-def _choices(case: Case, random: Random) -> Iterator[Turn]:
-    """Four-choice questions: modality and region, phase, abnormality, side."""
+def _plain(case: Case | Truth, random: Random) -> Iterator[Turn]:
+    """Ask for the technique, for yes or no, and for what nobody taught."""
+    if case.modality == "CT":
+        given = "No" if case.phase == PHASES[0] else "Yes"
+        yield Turn("open_vqa", ENHANCED, f"{given}. {technique(case)}", "technique")
+        asked = "In which contrast phase was this scan made?"
+    else:
+        asked = "Which MRI sequence is this, and was contrast material given?"
+    yield Turn("open_vqa", asked, technique(case), "technique")
+    for truly in (True, False):
+        told = _claim(case, random, truly=truly)
+        if told:
+            claim, side = told
+            asked = f"Is there a {claim}?"
+            answer = "Yes." if truly else "No."
+            yield Turn("open_vqa", asked, answer, "yes_no", absent=not truly, side=side)
+    known = {each for topic in _topics(case) for each in topic.questions}
+    for index in random.permutation(len(BEYOND))[:2]:
+        if BEYOND[int(index)] not in known:
+            yield Turn("open_vqa", BEYOND[int(index)], UNLEARNT, "beyond")
+
+
+def _claim(case: Case | Truth, random: Random, *, truly: bool) -> tuple[str, str] | None:
+    """Name a kind of finding, with its side, that is there or is not."""
+    there = {(_word(each.kind), each.side) for each in case.findings if each.number}
+    possible = {
+        (_word(kind.name), ORGANS[organ].side or side)
+        for kind in _kinds(case)
+        for organ in kind.organs
+        for side in (("left", "right") if organ == "brain" else ("",))
+    }
+    choices = sorted(there if truly else possible - there)
+    if not choices:
+        return None
+    word, side = choices[int(random.integers(len(choices)))]
+    return (f"{word} on the {side} side" if side else word), side
+
+
+def _kinds(case: Case | Truth) -> list[Kind]:
+    """Give the kinds of findings that a scan like this can hold."""
+    return [
+        each
+        for each in KINDS.values()
+        if each.region == case.region and case.modality in each.values
+    ]
+
+
+def _unseen(case: Case | Truth, random: Random) -> Finding | None:
+    """Make up a finding of a kind that the case has not."""
+    seen = {each.kind for each in case.findings}
+    kinds = [each for each in _kinds(case) if each.name not in seen]
+    if not kinds:
+        return None
+    kind = kinds[int(random.integers(len(kinds)))]
+    organ = ORGANS[_any(random, kind.organs)]
+    side = organ.side or (_any(random, ("left", "right")) if organ.name == "brain" else "")
+    zones = {CHEST: ("upper", "lower"), HEAD: ("anterior", "posterior")}.get(case.region, ("",))
+    zoned = kind.name in {"nodule", "mass", "consolidation"} or case.region == HEAD
+    return Finding(kind.name, organ.plain, side, _any(random, zones) if zoned else "", 0)
+
+
+def _choices(case: Case | Truth, random: Random) -> Iterator[Turn]:
+    """Four-choice questions: region, phase, organ, abnormality, side."""
     yield _choice(random, "region", "Which part of the body is shown?", case.region,
                   [CHEST, ABDOMEN, HEAD, "knee"])  # fmt: skip
     if case.modality == "CT":
@@ -180,6 +288,9 @@ def _choices(case: Case, random: Random) -> Iterator[Turn]:
     else:
         asked, known = "Which MRI sequence is this?", [*SEQUENCES, "FLAIR", "diffusion"]
     yield _choice(random, "phase", asked, case.phase, known)
+    if case.present and len(case.missing) >= 3:  # noqa: PLR2004 - the other choices
+        shown, gone = _any(random, case.present), list(random.permutation(case.missing)[:3])
+        yield _choice(random, "organ", "Which of these structures is shown?", shown, [shown, *gone])
     seen = [each.kind for each in case.findings if each.number]
     unseen = [each for each in KINDS.values() if each.name not in seen]
     # Those of the same region first: a word of another one would give itself away.
@@ -207,7 +318,7 @@ def _choice(random: Random, kind: str, asked: str, right: str, choices: Sequence
     return Turn("closed_vqa", f"{asked} Choices: {listed}", answer, kind, shuffled, letter)
 
 
-def _outlines(case: Case, random: Random) -> Iterator[Turn]:
+def _outlines(case: Case | Truth, random: Random) -> Iterator[Turn]:
     """Ask for the outline of what is there, and of what is not."""
     for name in case.present:
         asked, side = _any(random, SEGMENT).format(what=name), ORGANS[name].side
@@ -224,9 +335,16 @@ def _outlines(case: Case, random: Random) -> Iterator[Turn]:
             yield Turn(
                 "referring_segmentation", asked, answer, each.kind, target=each, side=each.side
             )
+    unseen = _unseen(case, random)
+    if unseen:
+        asked = _any(random, SEGMENT).format(what=phrase(unseen))
+        answer = f"This image does not show a {phrase(unseen)}."
+        yield Turn(
+            "referring_segmentation", asked, answer, unseen.kind, absent=True, side=unseen.side
+        )
 
 
-def _boxes(case: Case, random: Random) -> Iterator[Turn]:
+def _boxes(case: Case | Truth, random: Random) -> Iterator[Turn]:
     """Ask where something is, and what is in a box."""
     targets: list[tuple[str, str | Finding, str]] = [
         (name, name, ORGANS[name].side) for name in random.permutation(case.present)[:4]
@@ -238,6 +356,11 @@ def _boxes(case: Case, random: Random) -> Iterator[Turn]:
         yield Turn(
             "reg", f"What is in the box {BOX}?", f"The {name}.", "", target=target, side=side
         )
+    gone = [*random.permutation(case.missing)[:1]]
+    unseen = _unseen(case, random)
+    for name in [*map(str, gone), *([phrase(unseen)] if unseen else [])]:
+        where, article = f"Where is the {name}? Answer with a box.", "the" if name in gone else "a"
+        yield Turn("rec", where, f"This image does not show {article} {name}.", "", absent=True)
 
 
 def _word(kind: str) -> str:

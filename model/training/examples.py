@@ -1,0 +1,244 @@
+"""What one step of training looks at: an image and everything that is asked about it.
+
+Knows where examples come from (the corpus, or prepared samples) and the order they come in. A
+place in the stream is one example for ever: the same seed, the same place, the same bytes, so that
+a run that was killed goes on as if it had not been.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from model.data.corpus import telling
+from model.data.corpus.findings import KINDS, Finding
+from model.data.corpus.organs import ORGANS
+from model.data.corpus.scene import Pool, Scene
+from model.data.sample import Box, Sample, Task, load_image, load_mask
+from model.data.tokens import Layout, Tokens, encode
+from model.tokenizer import BOX_END, BOX_START, Tokenizer
+
+from .augment import Augment
+
+Random = np.random.Generator
+Mask = NDArray[np.bool_]
+FIRST_KIND: Final = 1 + len(ORGANS)
+CLASSES: Final = FIRST_KIND + len(KINDS)  # what a voxel can be: nothing, an organ, a finding
+MASKED: Final = frozenset({Task.SEMANTIC_SEGMENTATION, Task.REFERRING_SEGMENTATION})
+SMALLEST: Final = 3  # voxels of the grid: a target of fewer is not asked about
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no one truth
+class Example:
+    """One image and what is asked about it.
+
+    `image` is float32 (1, D, H, W) in 0..1. `masks[i]`, (D, H, W), is what question i outlines, or
+    None. `report` is the text of the whole image, where there is one. `classes` is what each voxel
+    is (uint8), and `outlined` masks with the class each is of: only for SegVol's own training.
+    """
+
+    image: NDArray[np.float32]
+    tokens: tuple[Tokens, ...] = ()
+    masks: tuple[Mask | None, ...] = ()
+    report: str = ""
+    classes: NDArray[np.uint8] | None = None
+    outlined: tuple[tuple[int, Mask], ...] = ()
+
+
+class Source(Protocol):
+    """Examples by number; `random` decides all that varies."""
+
+    def __len__(self) -> int: ...
+
+    def example(self, number: int, random: Random) -> Example:
+        """Make one example."""
+        ...
+
+
+@dataclass
+class Stream(Dataset[Example]):
+    """A source in a new order at each pass, `length` examples long."""
+
+    source: Source
+    length: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, place: int) -> Example:
+        turn, within = divmod(place, len(self.source))
+        order = np.random.default_rng([self.seed, turn]).permutation(len(self.source))
+        random = np.random.default_rng([self.seed, 1, place])
+        return self.source.example(int(order[within]), random)
+
+
+@dataclass
+class Patients:
+    """The anatomy corpus: patients by seed, with questions in new words each time.
+
+    `questions` is how many are asked of an image at most, `masks` how many of them draw; `outlines`
+    is how many masks SegVol's own training gets.
+    """
+
+    pools: Sequence[tuple[Pool, Sequence[int]]]
+    augment: Augment = field(default_factory=Augment)
+    tokenizer: Tokenizer | None = None
+    layout: Layout | None = None
+    questions: int = 24
+    masks: int = 0
+    outlines: int = 0
+    tasks: frozenset[Task] | None = None
+
+    def __len__(self) -> int:
+        return sum(len(seeds) for _, seeds in self.pools)
+
+    def example(self, number: int, random: Random) -> Example:
+        """Take a patient, vary the image, ask."""
+        for pool, seeds in self.pools:
+            if number < len(seeds):
+                break
+            number -= len(seeds)
+        scene = self.augment(pool[seeds[number]], random)
+        image = scene.image[None]
+        if self.outlines:
+            return Example(image, classes=classes(scene), outlined=self._outlined(scene, random))
+        if self.tokenizer is None:
+            return Example(image, report=telling.report(scene.truth))
+        return self._asked(scene, random)
+
+    def _outlined(self, scene: Scene, random: Random) -> tuple[tuple[int, Mask], ...]:
+        """Choose what to outline: a finding, if there is one, and organs."""
+        findings = [each for each in scene.truth.findings if np.count_nonzero(scene.mask(each))]
+        chosen: list[str | Finding] = [
+            findings[int(index)] for index in random.permutation(len(findings))[:1]
+        ]
+        organs = list(random.permutation(scene.truth.present))
+        chosen += [str(each) for each in organs[: self.outlines - len(chosen)]]
+        return tuple((number_of(each), scene.mask(each)) for each in chosen)
+
+    def _asked(self, scene: Scene, random: Random) -> Example:
+        assert self.tokenizer is not None and self.layout is not None  # noqa: S101, PT018 - `example` looked
+        asked = list(self._turns(scene, random))
+        tokens = [encode(sample_of(scene, turn), self.tokenizer, self.layout) for turn, _ in asked]
+        return Example(
+            scene.image[None],
+            tuple(tokens),
+            tuple(mask for _, mask in asked),
+            telling.report(scene.truth),
+        )
+
+    def _turns(self, scene: Scene, random: Random) -> list[tuple[telling.Turn, Mask | None]]:
+        """Choose questions; no more than `masks` of them want an outline."""
+        turns = [
+            each
+            for each in telling.turns(scene.truth, random)
+            if self.tasks is None or Task(each.task) in self.tasks
+        ]
+        chosen: list[tuple[telling.Turn, Mask | None]] = []
+        drawn = 0
+        for index in random.permutation(len(turns)):
+            turn = turns[int(index)]
+            mask = None if turn.target is None else scene.mask(turn.target)
+            if mask is not None and np.count_nonzero(mask) < SMALLEST:
+                continue
+            if mask is not None and Task(turn.task) in MASKED:
+                # More would only teach the words again.
+                if drawn >= max(self.masks, 2):
+                    continue
+                drawn += 1
+            outlined = mask if Task(turn.task) in MASKED and self.masks else None
+            chosen.append((turn, outlined))
+            if len(chosen) >= self.questions:
+                break
+        return chosen
+
+
+@dataclass
+class Samples:
+    """Prepared samples of M3D-Data: those of one image stand behind it together."""
+
+    samples: Sequence[Sample]
+    tokenizer: Tokenizer
+    layout: Layout
+    questions: int = 1
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.samples, key=lambda each: str(each.image))
+        self._groups: list[tuple[Sample, ...]] = []
+        for _, group in groupby(ordered, key=lambda each: each.image):
+            several = list(group)
+            self._groups += [
+                tuple(several[first : first + self.questions])
+                for first in range(0, len(several), self.questions)
+            ]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def example(self, number: int, random: Random) -> Example:
+        """Load an image and its masks; vary both alike, and nothing that words speak of."""
+        group = self._groups[number]
+        image = load_image(group[0])
+        masks = [load_mask(each)[0] if each.mask else None for each in group]
+        image, masks = self.augment.samples(image, masks, group, random)
+        tokens = tuple(encode(each, self.tokenizer, self.layout) for each in group)
+        report = next((each.answer for each in group if each.task is Task.CAPTION), "")
+        return Example(image, tokens, tuple(masks), report)
+
+
+def sample_of(scene: Scene, turn: telling.Turn) -> Sample:
+    """Make a turn of the corpus the sample a reader would give; boxes are of this very grid."""
+    box = None
+    if turn.target is not None and telling.BOX in turn.question + turn.answer:
+        box = box_of(scene.mask(turn.target))
+    told = "" if box is None else box_text(box)
+    return Sample(
+        id=f"corpus/{scene.truth.seed}#{turn.task}",
+        task=Task(turn.task),
+        image=Path(f"corpus/{scene.truth.seed}"),
+        question=turn.question.replace(telling.BOX, told),
+        answer=turn.answer.replace(telling.BOX, told),
+        patient=str(scene.truth.seed),
+        kind=turn.kind,
+        choices=turn.choices,
+        letter=turn.letter,
+        box=box,
+        absent=turn.absent,
+        side=turn.side,
+    )
+
+
+def box_of(mask: Mask) -> Box:
+    """Give the box of a mask as published: parts of the axes, the last voxel inside it."""
+    places = np.argwhere(mask)
+    low, high = places.min(axis=0) / mask.shape, places.max(axis=0) / mask.shape
+    z0, y0, x0, z1, y1, x1 = (float(each) for each in (*low, *high))
+    return z0, y0, x0, z1, y1, x1
+
+
+def box_text(box: Box) -> str:
+    """Write a box as the released checkpoints do: three decimals between two tokens."""
+    return f"{BOX_START}[{', '.join(f'{each:.3f}' for each in box)}]{BOX_END}"
+
+
+def classes(scene: Scene) -> NDArray[np.uint8]:
+    """Say what each voxel is: an organ, or the finding in it."""
+    found = scene.labels.copy()
+    for each in scene.truth.findings:
+        if each.number:
+            found[scene.planted == each.number] = number_of(each)
+    return found
+
+
+def number_of(target: str | Finding) -> int:
+    """Number an organ or a kind of finding as `classes` does."""
+    if isinstance(target, str):
+        return ORGANS[target].number
+    return FIRST_KIND + list(KINDS).index(target.kind)

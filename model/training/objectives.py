@@ -1,0 +1,129 @@
+"""What each stage minimises. Knows networks and batches of tensors; neither files nor words."""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name
+
+from model.data.tokens import IGNORED
+from model.network import M3DCLIP, Lamed
+from model.network.losses import dice_loss
+from model.network.segvol import SegVol
+
+from .examples import CLASSES, FIRST_KIND
+
+Parts = dict[str, Tensor]
+RARE: Final = 4.0  # weight of a finding's voxel against an organ's
+EMPTY: Final = 0.25  # and of one that is nothing
+FINER: Final = 4  # cells of a mask along each axis of a patch
+
+
+class Segmenting(nn.Module):
+    """SegVol by itself: masks of named classes, and what each cell of the image is.
+
+    The prompts are a table of classes, the cells are read by one Linear from each patch; both are
+    left behind. The second teaches all classes of an image at the cost of one mask.
+    """
+
+    def __init__(self, segvol: SegVol) -> None:
+        super().__init__()
+        self.segvol = segvol
+        width = segvol.image_encoder.norm.normalized_shape[0]
+        self.prompts = nn.Embedding(CLASSES, width)
+        self.cells = nn.Linear(width, CLASSES * FINER**3)
+        weights = torch.ones(CLASSES)
+        weights[0] = EMPTY
+        weights[FIRST_KIND:] = RARE
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(
+        self, images: Tensor, classes: Tensor, rows: Tensor, asked: Tensor, masks: Tensor
+    ) -> Parts:
+        """Give the loss and its parts.
+
+        `images` (B, 1, D, H, W), `classes` (B, cells along D, H, W), mask i (N, D, H, W) is of
+        class `asked[i]` in image `rows[i]`.
+        """
+        tokens = self.segvol.image_encoder(images)
+        cells = F.cross_entropy(self._cells(tokens), classes.long(), weight=self.weights)
+        logits = self.segvol(tokens[rows], self.prompts(asked)).logits[:, 0].float()
+        dice, bce = mask_losses(logits, masks)
+        return {"loss": cells + dice + bce, "cells": cells, "dice": dice, "bce": bce}
+
+    def _cells(self, tokens: Tensor) -> Tensor:
+        """(B, patches, width) -> (B, classes, 4 x grid)."""
+        depth, height, width = self.segvol.grid
+        parts = self.cells(tokens).reshape(
+            len(tokens), depth, height, width, CLASSES, FINER, FINER, FINER
+        )
+        return (
+            parts.permute(0, 4, 1, 5, 2, 6, 3, 7)
+            .reshape(len(tokens), CLASSES, *(FINER * each for each in self.segvol.grid))
+            .float()
+        )
+
+
+class Matching(nn.Module):
+    """M3D-CLIP: which report belongs to which image."""
+
+    def __init__(self, clip: M3DCLIP) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(
+        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor, same: Tensor
+    ) -> Parts:
+        """Give the loss; `same` (B, B) is true where a report is also that of the other image."""
+        logits = self.clip(images, input_ids, attention_mask).logits.float()
+        right = same.float() / same.sum(dim=1, keepdim=True)
+        loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+        found = same.gather(1, logits.argmax(dim=1, keepdim=True)).float().mean()
+        return {"loss": loss, "found": found, "scale": self.clip.logit_scale}
+
+
+class Speaking(nn.Module):
+    """M3D-LaMed: the answers to many questions behind each image, and their masks."""
+
+    def __init__(self, network: Lamed) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(  # noqa: PLR0913 - a batch is all of this
+        self,
+        images: Tensor,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        attention: Tensor,
+        rows: Tensor,
+        places: Tensor,
+        masks: Tensor | None = None,
+    ) -> Parts:
+        """Give the loss and its parts; see `packing.Packs`, `masks` (N, D, H, W)."""
+        network = self.network
+        embeds = network.embed(input_ids, network.encode_image(images))
+        hidden = network.model(
+            inputs_embeds=embeds,
+            attention_mask=attention,
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        # Of thousands of places only those that are learnt need their logits.
+        asked = labels[:, 1:] != IGNORED
+        spoken = F.cross_entropy(
+            network.lm_head(hidden[:, :-1][asked]).float(), labels[:, 1:][asked]
+        )
+        if masks is None or not len(rows):
+            return {"loss": spoken, "language": spoken}
+        drawn, back = rows.unique(return_inverse=True)
+        tokens = network.encode_segmentation(images[drawn])[back]
+        logits = network.segment(tokens, hidden[rows, places])[:, 0].float()
+        dice, bce = mask_losses(logits, masks)
+        return {"loss": spoken + dice + bce, "language": spoken, "dice": dice, "bce": bce}
+
+
+def mask_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Dice and BCE of (N, D, H, W)."""
+    wanted = masks.to(logits)
+    return dice_loss(logits, wanted), F.binary_cross_entropy_with_logits(logits, wanted)
