@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .data import commands
 from .errors import ModelError
+from .training import commands as training
 
 BAD_INPUT, INTERNAL = 3, 5
 
@@ -43,9 +44,10 @@ def _fail(arguments: argparse.Namespace, message: str, code: int) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> dict[str, object]:
-    from . import tiny
+    from . import small, tiny
 
-    card = tiny.init(arguments.out, seed=arguments.seed)
+    sizes = {"tiny": tiny.init, "small": small.init}
+    card = sizes[arguments.size](arguments.out, seed=arguments.seed)
     return vars(card) | {"folder": str(arguments.out)}
 
 
@@ -54,11 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     init = verbs.add_parser("init", help="write an untrained checkpoint")
     init.set_defaults(command=_init)
-    init.add_argument("--size", choices=("tiny",), required=True)
+    init.add_argument("--size", choices=("tiny", "small"), required=True)
     init.add_argument("--out", type=Path, required=True, metavar="DIR")
     init.add_argument("--seed", type=int, default=0)
     init.add_argument("--json", action="store_true", help="machine-readable output")
     commands.add_to(verbs)
+    training.add_to(verbs)
     return parser
 
 

@@ -22,6 +22,7 @@ from .tokenizer import BOX_END, BOX_START, IMAGE, Tokenizer
 
 MAXIMUM_LENGTH = 512  # tokens of a question with its image tokens, as in training
 MASKS_AT_ONCE = 4
+Point = tuple[float, float, float]
 BOX = re.compile(re.escape(BOX_START) + r"\s*\[([^\]]*)\]\s*" + re.escape(BOX_END))
 
 
@@ -30,7 +31,8 @@ class Question:
     """One question about a volume.
 
     A `caption` asks for a text about the whole volume: it follows the image tokens without a
-    space, as the model was trained. An answer ends by itself or after
+    space, as the model was trained. A box stands in the text as the model writes it:
+    ``<bx_start>[z0, y0, x0, z1, y1, x1]<bx_end>``, parts of the network's grid. An answer ends by itself or after
     `max_new_tokens`.
     """
 
@@ -131,14 +133,33 @@ class LaMed:
         ModelError
             The volume or a question cannot be used; says what was expected and what came.
         """
-        if isinstance(questions, str):  # it is a sequence of letters
-            raise ModelError("questions are a list, not one text")
-        asked = [each if isinstance(each, Question) else Question(each) for each in questions]
+        asked = _listed(questions)
+        prompts = [self._prompt(each) for each in asked]
         if not asked:
             return []
-        prompts = [self._prompt(each) for each in asked]
         grid = self.network.config.vision.image_size
         prepared = prepare(voxels, grid, window=window, percentiles=percentiles)
+        return self._answers(prepared, asked, prompts)
+
+    @torch.inference_mode()
+    def ask(self, prepared: Prepared, questions: Sequence[str | Question]) -> list[Answer]:
+        """Answer questions about an image that is already on the network's grid, as `read` does.
+
+        Raises
+        ------
+        ModelError
+            The image is not of the network's shape, or a question cannot be used.
+        """
+        asked = _listed(questions)
+        shape = (1, 1, *self.network.config.vision.image_size)
+        if prepared.image.shape != shape:
+            raise ModelError(f"an image must be {shape}, not {tuple(prepared.image.shape)}")
+        prompts = [self._prompt(each) for each in asked]
+        return self._answers(prepared, asked, prompts) if asked else []
+
+    def _answers(
+        self, prepared: Prepared, asked: Sequence[Question], prompts: Sequence[list[int]]
+    ) -> list[Answer]:
         image = prepared.image.to(self.device, self.dtype)
         ids, hidden = self._decode(image, prompts, [each.max_new_tokens for each in asked])
         masks = self._draw(image, ids, hidden, prepared.placement)
@@ -150,7 +171,7 @@ class LaMed:
     def _prompt(self, question: Question) -> list[int]:
         """Check a question and give the ids that follow the image tokens."""
         name = f"question {question.id}" if question.id else "a question"
-        found = self.tokenizer.reserved(question.text)
+        found = self.tokenizer.reserved(BOX.sub(_without_box, question.text))
         if found:
             raise ModelError(f"{name} must not hold {', '.join(found)}")
         if not question.text.strip():
@@ -276,15 +297,30 @@ def _boxes(raw: str, prepared: Prepared) -> list[Box]:
     """
     grid = prepared.image.shape[2:]
     boxes = []
-    for match in BOX.finditer(raw):
-        try:
-            z0, y0, x0, z1, y1, x1 = map(float, match[1].split(","))
-        except ValueError:  # the model wrote something else between the markers
-            continue
-        if 0 <= z0 <= z1 <= 1 and 0 <= y0 <= y1 <= 1 and 0 <= x0 <= x1 <= 1:
-            z2, y2, x2 = (
-                min(last + 1 / size, 1.0) for last, size in zip((z1, y1, x1), grid, strict=True)
-            )
-            place = prepared.placement.place
-            boxes.append(Box(place((z0, y0, x0)), place((z2, y2, x2))))
+    for first, last in filter(None, map(_corners, BOX.finditer(raw))):
+        z, y, x = (min(end + 1 / size, 1.0) for end, size in zip(last, grid, strict=True))
+        place = prepared.placement.place
+        boxes.append(Box(place(first), place((z, y, x))))
     return boxes
+
+
+def _corners(match: re.Match[str]) -> tuple[Point, Point] | None:
+    """Read the two corners of a box; None if something else stands between the markers."""
+    try:
+        z0, y0, x0, z1, y1, x1 = map(float, match[1].split(","))
+    except ValueError:
+        return None
+    if 0 <= z0 <= z1 <= 1 and 0 <= y0 <= y1 <= 1 and 0 <= x0 <= x1 <= 1:
+        return (z0, y0, x0), (z1, y1, x1)
+    return None
+
+
+def _without_box(match: re.Match[str]) -> str:
+    """Leave a whole box out of a text; what only looks like one stays."""
+    return " " if _corners(match) else match[0]
+
+
+def _listed(questions: Sequence[str | Question]) -> list[Question]:
+    if isinstance(questions, str):  # it is a sequence of letters
+        raise ModelError("questions are a list, not one text")
+    return [each if isinstance(each, Question) else Question(each) for each in questions]

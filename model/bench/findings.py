@@ -109,6 +109,24 @@ def compare(said: str, truth: str) -> Comparison:
     )
 
 
+def by_finding(said: str, truth: str) -> dict[str, Comparison]:
+    """Compare two reports for each finding that one of them affirms; together they are `compare`.
+
+    Contradictions are not told apart.
+    """
+    ours, theirs = _there(read(said)), _there(read(truth))
+    found: dict[str, Comparison] = {}
+    for name in sorted({each.finding for each in (*ours, *theirs)}):
+        a, b = ([each for each in some if each.finding == name] for some in (ours, theirs))
+        pairs = _pairs(a, b)
+        sided = [(one, other) for one, other in pairs if one.side and other.side]
+        right = sum(one.side == other.side for one, other in sided)
+        found[name] = Comparison(
+            len(pairs), len(a) - len(pairs), len(b) - len(pairs), len(sided), right
+        )
+    return found
+
+
 def agree(said: str, truth: str) -> bool | None:
     """Tell whether an answer says what the true one says, sides included, and no finding more.
 

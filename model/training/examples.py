@@ -161,11 +161,14 @@ class Patients:
 
 @dataclass
 class Samples:
-    """Prepared samples of M3D-Data: those of one image stand behind it together."""
+    """Prepared samples of M3D-Data: those of one image stand behind it together.
+
+    Without a tokenizer only images and their reports are given.
+    """
 
     samples: Sequence[Sample]
-    tokenizer: Tokenizer
-    layout: Layout
+    tokenizer: Tokenizer | None = None
+    layout: Layout | None = None
     questions: int = 1
     augment: Augment = field(default_factory=Augment)
 
@@ -188,8 +191,10 @@ class Samples:
         image = load_image(group[0])
         masks = [load_mask(each)[0] if each.mask else None for each in group]
         image, masks = self.augment.samples(image, masks, group, random)
-        tokens = tuple(encode(each, self.tokenizer, self.layout) for each in group)
         report = next((each.answer for each in group if each.task is Task.CAPTION), "")
+        if self.tokenizer is None or self.layout is None:
+            return Example(image, report=report)
+        tokens = tuple(encode(each, self.tokenizer, self.layout) for each in group)
         return Example(image, tokens, tuple(masks), report)
 
 

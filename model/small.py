@@ -1,0 +1,206 @@
+"""The small network that ships: its words, its widths, and how it begins.
+
+Knows the corpus' sentences and the shape of a network; trains nothing.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import sentencepiece
+import torch
+from tokenizers import Tokenizer as Pieces
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from . import checkpoint
+from .card import Card
+from .data.corpus import telling
+from .data.corpus.case import VIEWS, Truth
+from .data.corpus.findings import KINDS, Finding
+from .data.corpus.organs import ABDOMEN, HEAD, ORGANS
+from .data.corpus.paint import PHASES, SEQUENCES
+from .errors import ModelError
+from .network import Lamed, build
+from .network.config import Size
+from .tokenizer import ADDED, SEG, Tokenizer
+
+NAME: Final = "lamed-small"
+GRID: Final[Size] = (32, 80, 80)
+PATCH: Final[Size] = (4, 8, 8)
+WIDTH: Final = 192
+SEGVOL_MLP: Final = 384
+PIECES: Final = 900
+NUMBERS: Final = ("[0.", ", 0.")  # how each number of a box begins: a box takes half the tokens
+CLIP_WORDS: Final = 700
+CONTROLS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VISION: Final = {"mlp_dim": 4 * WIDTH, "num_layers": 6, "num_heads": 6}
+
+
+def init(out: Path, *, seed: int = 0) -> Card:
+    """Write the small checkpoint before it has learned anything.
+
+    Raises
+    ------
+    ModelError
+        `out` exists and is no empty folder, or cannot be written.
+    """
+    checkpoint.must_be_free(out)
+    words = tokenizer()
+    config = lamed_config(words)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(config)
+    if not isinstance(network, Lamed):
+        raise ModelError(f"expected a LaMed network of {config['model_type']}")
+    files = {
+        "tokenizer.model": words.model,
+        "added_tokens.json": json.dumps(dict(words.added), indent=1).encode() + b"\n",
+    }
+    return checkpoint.write(
+        out, config, network.state_dict(), files, name=f"{NAME}-untrained", untrained=True
+    )
+
+
+def lamed_config(words: Tokenizer) -> dict[str, Any]:
+    """Describe the network: a Phi-3 of 4 layers, 800 patches, 100 image tokens."""
+    return {
+        "model_type": "lamed_phi3",
+        "vocab_size": len(words),
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 1024,
+        "original_max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "seg_token_id": words.added[SEG],
+        "image_channel": 1,
+        "image_size": list(GRID),
+        "patch_size": list(PATCH),
+        "mm_hidden_size": WIDTH,
+        "mm_projector_type": "spp",
+        "proj_layer_num": 2,
+        "proj_layer_type": "mlp",
+        "proj_pooling_size": 2,
+        "proj_pooling_type": "spatial",
+        "vision_tower": "vit3d",
+        "vision_select_layer": -1,
+        "vision_select_feature": "patch",
+        "segmentation_module": "segvol",
+        "oracle_overrides": {
+            "vision": {"hidden_size": WIDTH, **VISION},
+            "segvol": {
+                "embed_dim": WIDTH,
+                **VISION,
+                "decoder_mlp_dim": SEGVOL_MLP,
+                "decoder_heads": 6,
+                "iou_hidden": 64,
+            },
+        },
+    }
+
+
+def clip_config(words: int) -> dict[str, Any]:
+    """Describe the small M3D-CLIP, whose vision is the LaMed's."""
+    return {
+        "model_type": "m3d_clip",
+        "pos_embed": "perceptron",
+        "img_size": list(GRID),
+        "patch_size": list(PATCH),
+        "in_channels": 1,
+        "hidden_size": WIDTH,
+        **VISION,
+        "vocab_size": words,
+        "oracle_overrides": {
+            "bert": {
+                "hidden_size": WIDTH,
+                "intermediate_size": 2 * WIDTH,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 6,
+                "max_position_embeddings": 512,
+            }
+        },
+    }
+
+
+def tokenizer() -> Tokenizer:
+    """Train the words on what the corpus can say; the same text, the same words."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sorted(sentences())),
+        model_writer=model,
+        vocab_size=PIECES,
+        user_defined_symbols=list(NUMBERS),
+        model_type="bpe",
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+    return Tokenizer(model.getvalue(), {name: pieces + index for index, name in enumerate(ADDED)})
+
+
+def clip_words() -> bytes:
+    """Train the WordPiece words of the small M3D-CLIP: a ``vocab.txt``."""
+    pieces = Pieces(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - a word, no secret
+    pieces.normalizer = normalizers.BertNormalizer()
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=CLIP_WORDS, special_tokens=list(CONTROLS), show_progress=False
+    )
+    pieces.train_from_iterator(sorted(sentences()), trainer)
+    ordered = sorted(pieces.get_vocab().items(), key=lambda each: each[1])
+    return "".join(f"{word}\n" for word, _ in ordered).encode()
+
+
+def sentences() -> set[str]:
+    """Give what the corpus can say, of made-up truths: no voxel is drawn for it."""
+    told: set[str] = set()
+    random = np.random.default_rng(0)
+    for truth in _truths(random):
+        told.add(telling.report(truth))
+        for turn in telling.turns(truth, random):
+            for text in (turn.question, turn.answer):
+                told.add(text.replace(telling.BOX, _numbers(random)).replace(telling.SEG, ""))
+    return told
+
+
+def _truths(random: np.random.Generator) -> Iterator[Truth]:
+    """Make up what could be true: every kind of finding in every place."""
+    asked = {name: each for name, each in ORGANS.items() if each.asked}
+    for view in VIEWS:
+        kinds = [
+            each
+            for each in KINDS.values()
+            if each.region == view.region and view.modality in each.values
+        ]
+        phases = SEQUENCES if view.modality == "MR" else PHASES
+        for number in range(60):
+            kind = kinds[number % len(kinds)]
+            organ = ORGANS[kind.organs[number % len(kind.organs)]]
+            side = organ.side or (("left", "right")[number % 2] if organ.name == "brain" else "")
+            zones = ("anterior", "posterior") if view.region == HEAD else ("upper", "lower")
+            zone = "" if view.region == ABDOMEN else zones[(number // 2) % 2]
+            found = Finding(kind.name, organ.plain, side, zone, 1)
+            present = [name for name, each in asked.items() if view.region in each.region]
+            gone = [name for name in asked if name not in present]
+            yield Truth(
+                number, view.region, view.modality, phases[number % len(phases)],
+                (found,), tuple(random.permutation(present)), tuple(gone),
+            )  # fmt: skip
+
+
+def _numbers(random: np.random.Generator) -> str:
+    return "[" + ", ".join(f"{each:.3f}" for each in random.uniform(0, 1, 6)) + "]"

@@ -1,0 +1,81 @@
+"""The command line `lamed-model train`.
+
+Knows words of a command; the work is done elsewhere, and imported when it is asked for.
+"""
+
+import argparse
+from pathlib import Path
+
+from .recipe import STAGES
+
+HELP = {
+    "segment": "SegVol by itself, on the corpus",
+    "contrastive": "M3D-CLIP: images and reports",
+    "align": "the perceiver: images into the language model's words",
+    "tune": "all tasks, with masks; LoRA on the language model",
+}
+
+
+def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `train` to the verbs of `lamed-model`."""
+    stages = verbs.add_parser("train", help="train M3D, stage by stage").add_subparsers(
+        required=True, metavar="STAGE"
+    )
+    for stage in STAGES:
+        parser = stages.add_parser(stage, help=HELP[stage])
+        parser.set_defaults(command=_train, stage=stage)
+        parser.add_argument("--recipe", default="small", help="a known one's name, or a .toml file")
+        parser.add_argument(
+            "--start", type=Path, required=True, metavar="DIR", help="the checkpoint to begin with"
+        )
+        parser.add_argument(
+            "--vision",
+            type=Path,
+            metavar="DIR",
+            help="a checkpoint whose vision encoder is taken over",
+        )
+        parser.add_argument(
+            "--data", type=Path, metavar="DIR", help="the folder of the published sets"
+        )
+        parser.add_argument(
+            "--cache",
+            type=Path,
+            default=Path("run/pool"),
+            metavar="DIR",
+            help="where corpus patients are kept",
+        )
+        parser.add_argument(
+            "--out",
+            type=Path,
+            required=True,
+            metavar="DIR",
+            help="state of the run, and its checkpoint; a run that was killed goes on",
+        )
+        parser.add_argument("--name", default="", help="of the trained checkpoint")
+        parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+        parser.add_argument("--json", action="store_true", help="machine-readable output")
+    demo = stages.add_parser("demo", help="the small checkpoint that ships, from nothing")
+    demo.set_defaults(command=_demo)
+    demo.add_argument("--out", type=Path, default=Path("run/demo"), metavar="DIR")
+    demo.add_argument("--cache", type=Path, default=Path("run/pool"), metavar="DIR")
+    demo.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _train(arguments: argparse.Namespace) -> dict[str, object]:
+    from . import recipe, stages
+
+    chosen = recipe.read(recipe.find(arguments.stage, arguments.recipe))
+    if chosen.stage != arguments.stage:
+        raise recipe.ModelError(
+            f"{arguments.recipe} is a recipe of {chosen.stage}, not {arguments.stage}"
+        )
+    places = stages.Places(
+        arguments.start, arguments.out, arguments.vision, arguments.data, arguments.cache
+    )
+    return stages.run(chosen, places, device=arguments.device, name=arguments.name)
+
+
+def _demo(arguments: argparse.Namespace) -> dict[str, object]:
+    from . import demo
+
+    return demo.run(arguments.out, arguments.cache)
