@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .bench import commands as bench
 from .data import commands
 from .errors import ModelError
 from .training import commands as training
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--json", action="store_true", help="machine-readable output")
     commands.add_to(verbs)
     training.add_to(verbs)
+    bench.add_to(verbs)
     return parser
 
 

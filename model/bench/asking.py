@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -43,8 +44,11 @@ Progress = Callable[[int, int], None]
 class Embedder(Protocol):
     """M3D-CLIP: images and texts as unit vectors."""
 
-    def embed_images(self, images: Tensor) -> Tensor: ...
-    def embed_texts(self, texts: Sequence[str]) -> Tensor: ...
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embed (B, 1, D, H, W) as (B, width)."""
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed reports as (B, width)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ class Run:
 
 
 def ask(run: Run, out: Path, on_progress: Progress | None = None) -> list[Entry]:
-    """Ask all that is not yet answered in `out`, and give every answer.
+    """Ask all that is not yet answered in `out`, and give every entry of its journal.
+
+    An entry is an answer (it has an "item"), the vectors of M3D-CLIP (an "image"), or the seconds
+    that an image took.
 
     Raises
     ------
@@ -88,11 +95,13 @@ def ask(run: Run, out: Path, on_progress: Progress | None = None) -> list[Entry]
         told: dict[str, Answer] = {}
         for number in range(total):
             if journal.get(_done(run, number)) is None:
+                begun = monotonic()
                 entries += _ask(run, run.source.subject(number), journal, told)
-                journal.add(_done(run, number), {})
+                entries.append({"seconds": round(monotonic() - begun, 3)})
+                journal.add(_done(run, number), dict(entries[-1]))
             if on_progress:
                 on_progress(number + 1, total)
-    return [each for each in entries if "item" in each or "image" in each]
+    return entries
 
 
 def unpacked(entry: Entry) -> Mask | None:
@@ -162,7 +171,9 @@ def _answered(
     if not items:
         return []
     try:
-        return list(zip(items, lamed.ask(prepared, [_question(each) for each in items]), strict=True))
+        return list(
+            zip(items, lamed.ask(prepared, [_question(each) for each in items]), strict=True)
+        )
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
 

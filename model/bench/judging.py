@@ -57,7 +57,7 @@ _DECLINE: Final = (
 )  # fmt: skip
 _SEG: Final = (
     Metric("dice", "Dice", "hard Dice on the grid the image came from; missed ones have 0"),
-    Metric("surface_dice", "surface Dice", "part of both surfaces within 4 mm, where one was drawn"),
+    Metric("surface_dice", "surface Dice", "part of both within 4 mm, where one was drawn"),
     Metric("mean_mm", "surface distance", "mean distance of the surfaces, where one was drawn",
            higher=False, unit="mm"),
     Metric("hd95_mm", "HD95", "95th percentile of the distances, where one was drawn",
@@ -70,7 +70,7 @@ METRICS: Final[Mapping[str, tuple[Metric, ...]]] = {
                width=3),
         Metric("precision", "finding precision", "of the findings said: the part that is true"),
         Metric("recall", "finding recall", "of the true findings: the part that is said"),
-        Metric("laterality", "side", "of the findings found with a side: the part with the right one"),
+        Metric("laterality", "side", "of findings found with a side: the part with the right one"),
         Metric("sided_f1", "finding F1 with side", "a finding on the wrong side is wrong twice", f1,
                width=3),
         Metric("contradictions", "contradictions", "for each report: findings that it affirms and "
@@ -156,7 +156,7 @@ def right(item: Item, entry: Entry) -> bool | None:
     return None
 
 
-def _one(value: float | bool) -> Row:
+def _one(value: float) -> Row:
     return float(value), 1.0
 
 

@@ -83,10 +83,7 @@ class Patients:
             prepared.placement.gather(case.labels, self.grid),
             prepared.placement.gather(case.planted, self.grid),
         )
-        asked = [
-            (f"{name}#{index}", turn)
-            for index, turn in enumerate(_turns(case, shown))
-        ]
+        asked = [(f"{name}#{index}", turn) for index, turn in enumerate(_turns(case, shown))]
         kept = chosen(asked, lambda each: _about(each[1]), self.limits, number)
         return Subject(
             id=name,

@@ -27,7 +27,7 @@ questions with the image withheld, and the image's part in it. Parts are of one.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -89,6 +89,41 @@ def score(
         told["confusion"] = _confusion(pairs)
         told["calibration"] = _calibration(pairs)
     return told
+
+
+def notes(data: Mapping[str, Any], found: Mapping[str, Any], *, bert: bool) -> list[str]:
+    """Say what the numbers do not."""
+    said = ["This measures a research model. It is not for clinical use."]
+    if "corpus" in data:
+        said.append(
+            "The patients of the corpus are drawn, not scanned: shapes, painted intensities and "
+            "planted findings. A score here says whether the model looks at the image; it says "
+            "nothing about patients."
+        )
+    if data.get("scan"):
+        said.append(
+            "All scanned patients are bent from one real CT that training bends too. They are not "
+            "independent patients, and their intervals are too narrow."
+        )
+    if "folders" in data:
+        said.append(
+            "Masks and boxes are judged on the prepared grid. The published files do not tell the "
+            "size of its voxels, so there are no distances in mm."
+        )
+    for task, each in found["tasks"].items():
+        if not each["measured"]:
+            said.append(f"{task} was not measured: {each['why']}.")
+    if not bert:
+        said.append("BERTScore was not measured: no weights for it were given.")
+    said.append(
+        "Blind: the same questions, the image replaced by mid-grey. What blind answers get needs "
+        "no image. For retrieval it is chance."
+    )
+    said.append(
+        "Intervals are 95 % percentile intervals of resampled patients; they know nothing of other "
+        "trainings, other scanners or other words."
+    )
+    return said
 
 
 def scored(
@@ -245,9 +280,7 @@ def _declining(pairs: Sequence[Pair]) -> dict[str, Any] | None:
 
 
 def _with_declining(pair: Pair) -> Pair:
-    rows, blind = (
-        _declined(pair.item, each) if each else {} for each in (pair.seen, pair.blind)
-    )
+    rows, blind = (_declined(pair.item, each) if each else {} for each in (pair.seen, pair.blind))
     return replace(pair, rows=rows, blind_rows=blind)
 
 
