@@ -1,4 +1,4 @@
-"""The command line `lamed-model data`: prepare raw downloads, check, have questions written.
+"""The command line `lamed-model data`: prepare raw downloads, check, write questions and a corpus.
 
 Knows words of a command; the work is done elsewhere, and imported when it is asked for.
 """
@@ -28,6 +28,7 @@ def add_to(
     own = data.add_subparsers(required=True, metavar="COMMAND")
     _add_prepare(own)
     _add_check(own)
+    _add_corpus(own)
     generation.add_to(own)
     return own
 
@@ -71,6 +72,27 @@ def _add_check(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
+def _add_corpus(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser("corpus", help="synthetic patients in the published layouts")
+    parser.set_defaults(command=_corpus)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--seeds", type=int, nargs=2, required=True, metavar=("FIRST", "COUNT"), help="of patients"
+    )
+    parser.add_argument(
+        "--grid", type=int, nargs=3, required=True, metavar=("D", "H", "W"), help="of the images"
+    )
+    parser.add_argument(
+        "--scans",
+        nargs=2,
+        metavar=("CACHE", "COUNT"),
+        help="so many more bent out of a real scan (38 MB), which is fetched into CACHE once",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of splits and of words")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
 def _prepare(arguments: argparse.Namespace) -> dict[str, object]:
     from .prepare import prepare
     from .studies import Options
@@ -107,6 +129,26 @@ def _check(arguments: argparse.Namespace) -> dict[str, object]:
     if arguments.json:
         return told
     return {key: _shown(value) for key, value in told.items()}
+
+
+def _corpus(arguments: argparse.Namespace) -> dict[str, object]:
+    from .corpus.writing import Plan, write
+
+    first, count = arguments.seeds
+    cache, scans = arguments.scans or (None, "0")
+    if not scans.isdecimal():
+        raise ModelError(f"--scans takes a folder and a count, not {scans!r}")
+    depth, height, width = arguments.grid
+    plan = Plan(
+        (depth, height, width),
+        range(first, first + count),
+        range(first, first + int(scans)),
+        cache=Path(cache) if cache else None,
+        seed=arguments.seed,
+    )
+    with _progress("patients", quiet=arguments.json) as on_progress:
+        told = write(plan, arguments.out, workers=arguments.workers, on_progress=on_progress)
+    return told | {"folder": str(arguments.out)}
 
 
 def _read(arguments: argparse.Namespace, index: int) -> "list[Sample]":

