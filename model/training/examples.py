@@ -30,6 +30,9 @@ Mask = NDArray[np.bool_]
 FIRST_KIND: Final = 1 + len(ORGANS)
 CLASSES: Final = FIRST_KIND + len(KINDS)  # what a voxel can be: nothing, an organ, a finding
 MASKED: Final = frozenset({Task.SEMANTIC_SEGMENTATION, Task.REFERRING_SEGMENTATION})
+COUNTED: Final = 200  # patients of a pool that are looked at for the weights of classes
+RAREST: Final = 1e-6
+HEAVIEST: Final = 30.0
 SMALLEST: Final = 3  # voxels of the grid: a target of fewer is not asked about
 
 
@@ -240,6 +243,17 @@ def classes(scene: Scene) -> NDArray[np.uint8]:
         if each.number:
             found[scene.planted == each.number] = number_of(each)
     return found
+
+
+def weights(patients: Patients) -> NDArray[np.float32]:
+    """Weigh classes by the inverse root of how many voxels are of each; the mean voxel weighs 1."""
+    counts = np.zeros(CLASSES)
+    for pool, seeds in patients.pools:
+        for seed in seeds[:: max(1, len(seeds) // COUNTED)]:
+            counts += np.bincount(classes(pool[seed]).ravel(), minlength=CLASSES)
+    share = counts / counts.sum() + RAREST
+    found = share**-0.5
+    return np.clip(found / (found * share).sum(), None, HEAVIEST).astype(np.float32)
 
 
 def number_of(target: str | Finding) -> int:

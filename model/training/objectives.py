@@ -11,11 +11,9 @@ from model.network import M3DCLIP, Lamed
 from model.network.losses import dice_loss
 from model.network.segvol import SegVol
 
-from .examples import CLASSES, FIRST_KIND
+from .examples import CLASSES
 
 Parts = dict[str, Tensor]
-RARE: Final = 4.0  # weight of a finding's voxel against an organ's
-EMPTY: Final = 0.25  # and of one that is nothing
 FINER: Final = 4  # cells of a mask along each axis of a patch
 
 
@@ -23,18 +21,17 @@ class Segmenting(nn.Module):
     """SegVol by itself: masks of named classes, and what each cell of the image is.
 
     The prompts are a table of classes, the cells are read by one Linear from each patch; both are
-    left behind. The second teaches all classes of an image at the cost of one mask.
+    left behind. The second teaches all classes of an image at the cost of one mask; `weights`
+    (classes,) lets the rare ones count.
     """
 
-    def __init__(self, segvol: SegVol) -> None:
+    def __init__(self, segvol: SegVol, weights: Tensor | None = None) -> None:
         super().__init__()
         self.segvol = segvol
         width = segvol.image_encoder.norm.normalized_shape[0]
         self.prompts = nn.Embedding(CLASSES, width)
         self.cells = nn.Linear(width, CLASSES * FINER**3)
-        weights = torch.ones(CLASSES)
-        weights[0] = EMPTY
-        weights[FIRST_KIND:] = RARE
+        weights = torch.ones(CLASSES) if weights is None else weights
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(

@@ -101,6 +101,7 @@ def train(
 
 
 def _arguments(run: Run, out: Path) -> TrainingArguments:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return TrainingArguments(
         output_dir=str(out),
         max_steps=run.steps,
@@ -126,6 +127,7 @@ def _arguments(run: Run, out: Path) -> TrainingArguments:
         save_steps=run.save_every,
         save_total_limit=2,
         report_to=[],
+        ddp_backend="gloo" if several and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=True,  # a batch without masks leaves SegVol out
     )
 

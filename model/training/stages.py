@@ -34,7 +34,7 @@ from model.tokenizer import read_tokenizer
 from . import lora
 from .augment import Augment
 from .batches import Outlines, Pairs, Questions
-from .examples import Patients, Samples, Source, Stream
+from .examples import Patients, Samples, Source, Stream, weights
 from .objectives import FINER, Matching, Segmenting, Speaking
 from .recipe import Published, Recipe
 from .running import Run, train
@@ -87,6 +87,8 @@ def run(recipe: Recipe, places: Places, *, device: str = "auto", name: str = "")
         how,
         places.out,
     )
+    if int(os.environ.get("RANK", "0")):  # the first process writes for all
+        return {"folder": str(places.out / "checkpoint"), "steps": steps}
     card = _write(recipe, network.eval().to(CPU), config, places, name)
     return {"folder": str(places.out / "checkpoint"), "steps": steps, **_last(log), **vars(card)}
 
@@ -157,7 +159,8 @@ def _segment(
         raise ModelError(f"patch_size must be whole cells of {FINER}, not {encoder.patch_size}")
     source = _patients(recipe, places, encoder.image_size)
     z, y, x = step
-    return Segmenting(network.model.seg_module), source, Outlines((z, y, x))
+    objective = Segmenting(network.model.seg_module, torch.from_numpy(weights(source)))
+    return objective, source, Outlines((z, y, x))
 
 
 def _contrastive(
