@@ -257,6 +257,13 @@ def _send(arguments: argparse.Namespace) -> Outcome:
     )
 
 
+def _sample(arguments: argparse.Namespace) -> Outcome:
+    from . import patients
+
+    told = patients.write(arguments.seed, arguments.out, scan=arguments.scan)
+    return Outcome(told, patients.describe(told))
+
+
 # --- about the node -----------------------------------------------------------------------------
 
 
@@ -383,6 +390,11 @@ def _reading(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name 
     send = _verb(verbs, "send", _send, "a folder over a real association")
     send.add_argument("folder", type=Path, metavar="DIR")
     send.add_argument("--to", type=_peer, required=True, metavar="AET@HOST:PORT")
+
+    made = _verb(verbs, "sample", _sample, "a synthetic patient of whom all is known, as DICOM")
+    made.add_argument("--seed", type=int, required=True)
+    made.add_argument("--scan", type=Path, metavar="CACHE", help="bent out of a real one kept here")
+    made.add_argument("--out", type=Path, required=True, help="folder for the instances")
 
 
 def _remembering(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
