@@ -1,0 +1,97 @@
+"""The trained small checkpoint made ready to ship: half the bytes, and a card with every number.
+
+Knows a checkpoint's folder and the benchmark's `results.json`; trains and measures nothing.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from model import checkpoint
+from model.card import Card
+from model.errors import ModelError
+
+PRECISE: Final = "positional_encoding_gaussian_matrix"  # half of it would move places
+LARGEST_MB: Final = 25
+CPU: Final = torch.device("cpu")
+
+
+def ship(source: Path, out: Path, *, text: str, results: Path | None = None) -> Card:
+    """Write `source` to `out` in float16, with a card made of `text` and the benchmark's numbers.
+
+    What is in float16 stays as it is to the last bit, so what was measured is what ships.
+
+    Raises
+    ------
+    ModelError
+        `results` are of another checkpoint, or the weights are too large to ship.
+    """
+    config = checkpoint.read_config(source)
+    card = checkpoint.read_card(source, config)
+    numbers = [] if results is None else list(_numbers(_results(results, card)))
+    network = checkpoint.network_from(source, config, CPU, torch.float32)
+    state = {key: _half(key, value) for key, value in network.state_dict().items()}
+    size = sum(each.numel() * each.element_size() for each in state.values()) / 1e6
+    if size > LARGEST_MB:
+        raise ModelError(f"the weights must be at most {LARGEST_MB} MB, not {size:.1f}")
+    words = {each: (source / each).read_bytes() for each in checkpoint.WORDS}
+    note = "\n".join([text.strip(), "", *numbers])
+    return checkpoint.write(
+        out, config, state, words, name=card.name, untrained=card.untrained, note=note
+    )
+
+
+def _half(key: str, value: Tensor) -> Tensor:
+    if key.endswith(PRECISE) or not value.is_floating_point():
+        return value
+    return value.to(torch.float16)
+
+
+def _results(path: Path, card: Card) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is no result of the benchmark: {error}") from error
+    measured = found["checkpoint"]["sha256"]
+    if measured != card.sha256:
+        raise ModelError(
+            f"{path} is of the checkpoint {measured[:12]}, expected {card.sha256[:12]}, {card.name}"
+        )
+    return found
+
+
+def _numbers(results: Mapping[str, Any]) -> Iterator[str]:
+    """Tell every score with its interval, and blind beside it, as a table."""
+    yield "## Measured"
+    yield ""
+    counts = results["counts"]
+    yield (
+        f"`lamed-model bench` on {counts['patients']} patients that training never saw "
+        f"({counts['images']} images), greedy. In brackets the 95 % "
+        "interval by patient; blind: the same questions with the image withheld."
+    )
+    yield ""
+    yield "| task | measure | score | blind | items |"
+    yield "|---|---|---|---|---|"
+    told = {**results["tasks"], "declining": results["declining"] | {"measured": True}}
+    for task, each in told.items():
+        if not each.get("measured", True):
+            yield f"| {task} | not measured | | | |"
+            continue
+        for name, score in each["scores"].items():
+            yield f"| {task} | {name} | {_score(score)} | {_number(score.get('blind'))} | {score['items']} |"
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    value = _number(score["value"])
+    if score.get("low") is None:
+        return value
+    return f"{value} [{_number(score['low'])}, {_number(score['high'])}]"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
