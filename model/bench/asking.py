@@ -25,7 +25,7 @@ from model.errors import ModelError
 from model.lamed import Answer, LaMed, Question
 from model.preprocess import Prepared
 
-from .geometry import Mask, mask_overlap, reference_dice, surface
+from .geometry import Mask, dice, mask_overlap, reference_dice, surface
 from .items import OUTLINED, Item, Source, Subject
 
 FORMAT: Final = 1  # of the journal
@@ -97,8 +97,8 @@ def ask(run: Run, out: Path, on_progress: Progress | None = None) -> list[Entry]
             if journal.get(_done(run, number)) is None:
                 begun = monotonic()
                 entries += _ask(run, run.source.subject(number), journal, told)
-                entries.append({"seconds": round(monotonic() - begun, 3)})
-                journal.add(_done(run, number), dict(entries[-1]))
+                seconds = {"seconds": round(monotonic() - begun, 3)}
+                entries.append(_kept(journal, _done(run, number), seconds))
             if on_progress:
                 on_progress(number + 1, total)
     return entries
@@ -147,8 +147,7 @@ def _ask(run: Run, subject: Subject, journal: Journal, told: dict[str, Answer]) 
     fresh: list[Entry] = []
 
     def keep(key: str, entry: dict[str, Any]) -> None:
-        journal.add(f"{digest}|{key}", entry)
-        fresh.append(entry)
+        fresh.append(_kept(journal, f"{digest}|{key}", entry))
 
     def open_(condition: str) -> list[Item]:
         keys = {each.id: f"{digest}|{each.id}|{condition}" for each in subject.items}
@@ -163,6 +162,13 @@ def _ask(run: Run, subject: Subject, journal: Journal, told: dict[str, Answer]) 
     if run.clip and subject.report and journal.get(f"{digest}|{subject.id}|vectors") is None:
         keep(f"{subject.id}|vectors", _vectors(run.clip, subject))
     return fresh
+
+
+def _kept(journal: Journal, key: str, entry: dict[str, Any]) -> Entry:
+    """Keep an entry, and give it as a run that goes on from here will read it."""
+    journal.add(key, entry)
+    found: Entry = json.loads(json.dumps({"key": key} | entry))
+    return found
 
 
 def _answered(
@@ -224,7 +230,7 @@ def _judged(item: Item, answer: Answer, subject: Subject, *, keep: bool) -> dict
     said = logits > 0
     spacing = subject.spacing_mm
     found = surface(said, truth, spacing, tolerance_mm=TOLERANCE_MM) if spacing else None
-    judged = {
+    judged: dict[str, Any] = {
         "drawn": len(answer.masks),
         "voxels": [int(said.sum()), int(truth.sum())],
         "dice": mask_overlap(said, truth).score,
@@ -232,9 +238,19 @@ def _judged(item: Item, answer: Answer, subject: Subject, *, keep: bool) -> dict
         "reference_dice": reference_dice(logits[None], truth[None]),
         "shape": list(said.shape),
     }
+    if keep and truth.any():
+        judged["ceiling"] = _ceiling(truth, subject.prepared)
     if keep and said.any():
         judged["bits"] = base64.b64encode(zlib.compress(np.packbits(said).tobytes())).decode()
     return judged
+
+
+def _ceiling(truth: Mask, prepared: Prepared) -> float:
+    """Give the Dice of the true mask after the way to the network's grid and back: the most."""
+    z, y, x = prepared.image.shape[2:]
+    nearest = prepared.placement.gather(truth.astype(np.uint8), (z, y, x))
+    back = prepared.placement.restore(torch.from_numpy(nearest.astype(np.float32)) - 0.5)
+    return dice(back > 0, truth)
 
 
 def _vectors(clip: Embedder, subject: Subject) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Folders:
         shape = image.shape[1:]
         if shape != self.grid:
             raise samples[0][1].error(f"an image of {self.grid}", f"{shape}")
-        turned = [samples[int(index)] for index in _order(len(samples), self.seed, number)]
+        turned = [samples[index] for index in _order(len(samples), self.seed, number)]
         kept = chosen(turned, lambda each: _about(each[1]), self.limits, number)
         report = next((each.answer for _, each in samples if each.task is Task.CAPTION), "")
         zero: Shape = (0, 0, 0)
@@ -122,12 +122,12 @@ class Folders:
                 groups.setdefault(name.as_posix(), []).append((part.kind, each))
         named = sorted(groups.items())
         drawn = _order(len(named), self.seed, -1)[: self.count]
-        return [named[int(index)] for index in sorted(drawn)]
+        return [named[index] for index in sorted(drawn)]
 
 
-def _order(count: int, *seed: int) -> Sequence[int]:
-    found: Sequence[int] = np.random.default_rng([1 + each for each in seed]).permutation(count)
-    return found
+def _order(count: int, *seed: int) -> list[int]:
+    random = np.random.default_rng([1 + each for each in seed])
+    return [int(each) for each in random.permutation(count)]
 
 
 def _about(sample: Sample) -> tuple[Task, str, bool]:

@@ -33,7 +33,7 @@ OUTLINED: Final = frozenset({Task.SEMANTIC_SEGMENTATION, Task.REFERRING_SEGMENTA
 RETRIEVAL: Final = "retrieval"
 TASKS: Final = (RETRIEVAL, *(each.value for each in Task))
 DIMENSIONS: Final = (
-    "kind", "target", "finding", "organ", "side", "region", "modality", "phase", "absence",
+    "kind", "truth", "target", "finding", "organ", "side", "region", "modality", "phase", "absence",
     "source", "set",
 )  # fmt: skip
 

@@ -63,6 +63,7 @@ _SEG: Final = (
     Metric("hd95_mm", "HD95", "95th percentile of the distances, where one was drawn",
            higher=False, unit="mm"),
     *_DECLINE,
+    Metric("ceiling", "Dice at most", "of the true mask on the network's grid and back again"),
 )  # fmt: skip
 METRICS: Final[Mapping[str, tuple[Metric, ...]]] = {
     Task.CAPTION: (
@@ -84,6 +85,7 @@ METRICS: Final[Mapping[str, tuple[Metric, ...]]] = {
     Task.OPEN_VQA: (
         Metric("exact_finding", "exact finding", "all true findings with their sides, none "
                "invented, what is denied denied; questions about findings"),
+        Metric("right", "right", "the right finding, or yes or no, or else the exact words"),
         Metric("exact", "exact words", "equal to the true answer but for case and marks"),
         Metric("yes_no", "yes or no", "the right one of the two; questions for one of them"),
         *_TEXT,
@@ -149,10 +151,7 @@ def right(item: Item, entry: Entry) -> bool | None:
     if item.task == Task.CLOSED_VQA:
         return letter(item, entry) == item.letter
     if item.task == Task.OPEN_VQA:
-        rows = _open(item, entry)
-        for name in ("yes_no", "exact_finding", "exact"):
-            if name in rows:
-                return bool(rows[name][0])
+        return bool(_open(item, entry)["right"][0])
     return None
 
 
@@ -203,7 +202,8 @@ def _open(item: Item, entry: Entry) -> Rows:
     if item.choices == YES_NO or item.groups.get("kind") == "yes_no":
         given, truth = (choices.read(each, YES_NO) for each in (entry["text"], item.answer))
         rows["yes_no"] = _one(given == truth)
-    return rows
+    meant = next(each for each in ("yes_no", "exact_finding", "exact") if each in rows)
+    return rows | {"right": rows[meant]}
 
 
 def _rec(item: Item, entry: Entry) -> Rows:
@@ -249,6 +249,8 @@ def _outline(item: Item, entry: Entry) -> Rows:
     if item.absent:
         return {"decline": _one(declined)}
     rows = {"dice": _one(mask["dice"]), "wrong_decline": _one(declined)}
+    if "ceiling" in mask:
+        rows["ceiling"] = _one(mask["ceiling"])
     if mask["surface"]:
         rows["surface_dice"] = _one(mask["surface"]["dice"])
         rows["mean_mm"] = _one(mask["surface"]["mean_mm"])

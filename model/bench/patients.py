@@ -5,7 +5,7 @@ patient's own grid; boxes on the network's grid, which the words are of.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -29,9 +29,11 @@ FIRST_SEED: Final = 1_000_000  # training has those below
 PHANTOM, SCANNED = "phantom", "scanned"
 PLACED: Final = frozenset({Task.REC, Task.REG, *OUTLINED})  # tasks about one structure
 _ABSENT: Final = re.compile(r"This image does not show (?:the|a) (.*)\.")
-# The word of a kind; the longest first, since "stone" may be in another one.
-_KINDS: Final = {telling.WORDS.get(kind, kind): kind for kind in KINDS}
-_LONGEST: Final = sorted(_KINDS, key=len, reverse=True)
+_TRUTH: Final = {
+    (kind, absent): "not there" if absent else "there"
+    for kind in ("topic", "yes_no")
+    for absent in (False, True)
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Patients:
         """Make a patient and choose what is asked."""
         name = self.name(number)
         source, _, seed = name.partition("/")
-        make = self.scan.case if source == SCANNED and self.scan else Case.make
+        make: Callable[[int], Case] = Case.make
+        if source == SCANNED and self.scan:
+            make = self.scan.case
         case = make(int(seed))
         prepared = prepared_image(case, self.grid)
         shown = Scene(
@@ -127,6 +131,7 @@ def _item(id_: str, turn: Turn, shown: Scene, source: str) -> Item:
         "region": truth.region,
         "modality": truth.modality,
         "phase": truth.phase,
+        "truth": _TRUTH.get((turn.kind, turn.absent), ""),
         "absence": _absence(turn, truth.region),
         "source": source,
     }
@@ -134,13 +139,23 @@ def _item(id_: str, turn: Turn, shown: Scene, source: str) -> Item:
 
 
 def _target(turn: Turn) -> tuple[str, str]:
-    """Name the kind of finding and the organ that a question is about, as far as it has one."""
+    """Name the kind of finding, or the organ, that a question is about, if it is about one."""
     if isinstance(turn.target, Finding):
-        return turn.target.kind, turn.target.organ
+        return turn.target.kind, ""
     name = turn.target or _gone(turn)
     if name in ORGANS:
         return "", ORGANS[name].plain
-    return next((_KINDS[each] for each in _LONGEST if each in name), ""), ""
+    return turn.kind if turn.kind in KINDS else _kind(name), ""
+
+
+def _kind(name: str) -> str:
+    """Tell the kind of a finding from its words: a stone of the kidney, or of the gallbladder."""
+    for kind in KINDS.values():
+        word = telling.WORDS.get(kind.name, kind.name)
+        places = {ORGANS[each].plain for each in kind.organs} | {"pleural"}
+        if word in name and any(each in name for each in places):
+            return kind.name
+    return ""
 
 
 def _gone(turn: Turn) -> str:

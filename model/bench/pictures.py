@@ -28,7 +28,7 @@ Colours = NDArray[np.uint8]
 def outlined(
     image: Grey, truth: Mask, drawn: Mask | None, spacing_mm: Sequence[float] | None
 ) -> str:
-    """Show the axial and the coronal slice with most of the target side by side.
+    """Show side by side the axial and the coronal slice with most of both outlines.
 
     Parameters
     ----------
@@ -42,13 +42,20 @@ def outlined(
     A ``data:`` URI of a PNG.
     """
     said = np.zeros_like(truth) if drawn is None else drawn
-    meant = truth if truth.any() else said
     z_mm, y_mm, x_mm = spacing_mm or (max(1.0, truth.shape[1] / truth.shape[0]), 1.0, 1.0)
-    z, y = (int(np.argmax(meant.sum(axis=axes))) for axes in ((1, 2), (0, 2)))
+    z, y = _fullest(truth, said, 0), _fullest(truth, said, 1)
     axial = _slice(image[z], truth[z], said[z], (y_mm, x_mm))
     flipped = slice(None, None, -1)
     coronal = _slice(image[flipped, y], truth[flipped, y], said[flipped, y], (z_mm, x_mm))
     return uri(np.concatenate([axial, np.zeros((HEIGHT, 4, 3), np.uint8), coronal], axis=1))
+
+
+def _fullest(truth: Mask, said: Mask, axis: int) -> int:
+    """Give the slice with most of both; of several such, as a box has, the middle one."""
+    others = tuple({0, 1, 2} - {axis})
+    held = truth.sum(axis=others) + said.sum(axis=others)
+    best = np.flatnonzero(held == held.max())
+    return int(best[len(best) // 2])
 
 
 def uri(pixels: Colours) -> str:

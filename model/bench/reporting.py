@@ -17,12 +17,13 @@ from model.data.sample import Task
 from . import findings
 from .asking import IMAGE, Entry, unpacked
 from .findings import Statement
+from .geometry import Mask, half_open, read_box
 from .items import RETRIEVAL, Item, Source, Subject
-from .judging import METRICS, REFERENCE, Metric
+from .judging import METRICS, REFERENCE, Metric, judge
 from .pictures import outlined
 
 WORST: Final = 4  # reports
-OUTLINED: Final = (Task.SEMANTIC_SEGMENTATION, Task.REFERRING_SEGMENTATION)
+SHOWN: Final = (Task.REC, Task.SEMANTIC_SEGMENTATION, Task.REFERRING_SEGMENTATION)
 TITLES: Final = {
     RETRIEVAL: "Image-text retrieval",
     Task.CAPTION.value: "Report generation",
@@ -77,10 +78,10 @@ def _template() -> jinja2.Template:
 def _examples(
     seen: Sequence[Entry], source: Source, on_progress: Progress | None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Draw the best, the median and the worst outline of each task, and one false alarm."""
-    chosen = {task.value: _chosen(seen, task) for task in OUTLINED}
+    """Draw the best, the median and the worst of each task that places something."""
+    chosen = {task.value: _chosen(seen, task) for task in SHOWN}
     wanted = [(task, name, entry) for task, own in chosen.items() for name, entry in own.items()]
-    numbers = {source.name(number): number for number in range(len(source))}
+    numbers = {source.name(number): number for number in range(len(source))} if wanted else {}
     told: dict[str, list[dict[str, Any]]] = {task: [] for task in chosen}
     for index, (task, name, entry) in enumerate(wanted):
         subject = source.subject(numbers[entry["item"]["subject"]])
@@ -91,19 +92,19 @@ def _examples(
 
 
 def _chosen(seen: Sequence[Entry], task: Task) -> dict[str, Entry]:
-    """Choose among the outlines of a task by their Dice."""
+    """Choose by the score, and of what is drawn and not there the largest."""
     own = [each for each in seen if each["item"]["task"] == task]
+    items = {each["item"]["id"]: Item.read(each["item"]) for each in own}
     there = sorted(
         (each for each in own if not each["item"]["absent"]),
-        key=lambda each: (each["mask"]["dice"], each["item"]["id"]),
+        key=lambda each: (_overlap(items[each["item"]["id"]], each), each["item"]["id"]),
     )
-    alarms = [each for each in own if each["item"]["absent"] and each["mask"].get("bits")]
     chosen: dict[str, Entry] = {}
     if there:
         chosen = {"best": there[-1], "median": there[len(there) // 2], "worst": there[0]}
+    alarms = [each for each in own if each["item"]["absent"] and each.get("mask", {}).get("bits")]
     if alarms:
-        # The largest is the one that could do most harm.
-        chosen["not there"] = max(alarms, key=lambda each: each["mask"]["voxels"][0])
+        chosen["not there, and drawn"] = max(alarms, key=lambda each: each["mask"]["voxels"][0])
     unique: dict[str, Entry] = {}
     for name, each in chosen.items():
         if all(each is not other for other in unique.values()):
@@ -111,19 +112,44 @@ def _chosen(seen: Sequence[Entry], task: Task) -> dict[str, Entry]:
     return unique
 
 
+def _overlap(item: Item, entry: Entry) -> float:
+    return judge(item, entry)["iou" if item.task == Task.REC else "dice"][0]
+
+
 def _example(name: str, item: Item, entry: Entry, subject: Subject) -> dict[str, Any]:
     placement = subject.prepared.placement
     image = placement.restore(subject.prepared.image[0, 0])
-    truth = subject.masks.get(item.id, np.zeros(image.shape, bool))
+    if item.task == Task.REC:
+        truth, drawn = (
+            _boxed(item.box, entry, subject),
+            _boxed(read_box(entry["raw"]), entry, subject),
+        )
+    else:
+        truth, drawn = subject.masks[item.id], unpacked(entry)
+    label = "IoU" if item.task == Task.REC else "Dice"
+    found = (entry.get("mask") or {}).get("surface")
     return {
         "name": name,
         "subject": item.subject,
         "question": item.question,
-        "answer": entry["text"] or "no words",
-        "dice": entry["mask"]["dice"],
-        "surface": entry["mask"]["surface"],
-        "picture": outlined(image, truth, unpacked(entry), subject.spacing_mm),
+        "answer": entry["text"],
+        "score": None if item.absent else f"{label} {_overlap(item, entry):.3f}",
+        "apart_mm": found["mean_mm"] if found else None,
+        "picture": outlined(image, truth, drawn, subject.spacing_mm),
     }
+
+
+def _boxed(box: Sequence[float] | None, entry: Entry, subject: Subject) -> Mask:
+    """Fill a published box on the grid the image came from."""
+    placement = subject.prepared.placement
+    mask = np.zeros(placement.shape, bool)
+    if box:
+        z0, y0, x0, z1, y1, x1 = half_open(box, entry["grid"])
+        ends = zip(placement.place((z0, y0, x0)), placement.place((z1, y1, x1)), strict=True)
+        mask[
+            tuple(slice(round(start), max(round(stop), round(start) + 1)) for start, stop in ends)
+        ] = True
+    return mask
 
 
 def _worst_reports(seen: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ Knows entries of the journal and what `results.json` holds:
                    primary    the metric that stands for the task
                    items      questions; patients
                    scores     metric -> score
-                   slices     dimension -> value -> {"items", "score"} of the primary metric
+                   slices     dimension -> value -> score of the primary metric
     declining    what is not there, asked for: {"scores", "slices"} over three tasks
     confusion    answers to "which of these is seen", true words -> said words -> count
     calibration  how sure of its words it was against how often right: bins, and their mean error
@@ -200,9 +200,20 @@ def _task(task: Task, pairs: Sequence[Pair], *, reference: bool) -> dict[str, An
         "scores": {name: each for name, each in scores.items() if each is not None},
         "slices": _slices(metrics[0], pairs),
     }
-    if task is Task.CAPTION and not reference:
-        told["slices"]["finding"] = _by_finding(metrics[0], pairs)
+    if not reference:
+        told["slices"] |= _further_slices(task, pairs)
     return told
+
+
+def _further_slices(task: Task, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
+    """Slice what the primary metric cannot: a report by its findings, open questions by kind."""
+    metrics = {each.name: each for each in METRICS[task]}
+    if task is Task.CAPTION:
+        return {"finding": _by_finding(metrics["f1"], pairs)}
+    if task is Task.OPEN_VQA:
+        kinds = _slices(metrics["right"], pairs)
+        return {"kind": kinds["kind"]} if "kind" in kinds else {}
+    return {}
 
 
 def _score(
@@ -226,10 +237,10 @@ def _slices(metric: Metric, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
             if dimension in each.item.groups:
                 groups[each.item.groups[dimension]].append(each)
         scores = {
-            value: {"items": len(own), "score": _score(metric, own, resamples=FEWER_RESAMPLES)}
+            value: _score(metric, own, resamples=FEWER_RESAMPLES)
             for value, own in sorted(groups.items())
         }
-        kept = {value: each for value, each in scores.items() if each["score"] is not None}
+        kept = {value: each for value, each in scores.items() if each is not None}
         if len(kept) > 1:
             found[dimension] = kept
     return found
@@ -246,7 +257,7 @@ def _by_finding(metric: Metric, pairs: Sequence[Pair]) -> dict[str, Any]:
         others = [each.get(name) for each in blind]
         own = scored(metric, patients, rows, others, resamples=FEWER_RESAMPLES)
         if own:
-            found[name] = {"items": own["items"], "score": own}
+            found[name] = own
     return found
 
 
@@ -261,11 +272,12 @@ def _declining(pairs: Sequence[Pair]) -> dict[str, Any] | None:
         return None
     own = [_with_declining(each) for each in pairs]
     scores = {each.name: _score(each, own) for each in DECLINING}
-    groups: dict[str, list[Pair]] = defaultdict(list)
-    for each in own:
-        groups[each.item.task].append(each)
-        if each.item.groups.get("absence"):
-            groups[f"absent: {each.item.groups['absence']}"].append(each)
+    groups: dict[str, list[Pair]] = {}
+    for name in PLACED:
+        groups[name.value] = [each for each in own if each.item.task == name]
+    for name in sorted({each.item.groups.get("absence", "") for each in own} - {""}):
+        alike = [each for each in own if each.item.groups.get("absence") == name]
+        groups[f"absent: {name}"] = alike
     return {
         "scores": {name: each for name, each in scores.items() if each is not None},
         "slices": {
@@ -275,6 +287,7 @@ def _declining(pairs: Sequence[Pair]) -> dict[str, Any] | None:
                 if (found := _score(each, some, resamples=FEWER_RESAMPLES)) is not None
             }
             for value, some in groups.items()
+            if some
         },
     }
 
@@ -306,7 +319,8 @@ def _confusion(pairs: Sequence[Pair]) -> dict[str, dict[str, int]] | None:
 def _calibration(pairs: Sequence[Pair]) -> dict[str, Any] | None:
     """Compare how sure it was of its words with how often they were right, in equal bins."""
     known = [(each.seen["confidence"], right(each.item, each.seen)) for each in pairs]
-    judged = sorted((sure, bool(good)) for sure, good in known if good is not None)
+    judged = [(sure, bool(good)) for sure, good in known if good is not None]
+    judged.sort(key=lambda each: each[0])  # not by what was right, where it was equally sure
     if not judged:
         return None
     bins = [each for each in np.array_split(np.array(judged, float), BINS) if len(each)]
