@@ -31,12 +31,12 @@ def run(out: Path, cache: Path) -> dict[str, Any]:
     return {"folder": str(tuned)}
 
 
-def _stage(name: str, out: Path, cache: Path, start: Path, **more: Any) -> Path:
-    done = out / name / "checkpoint"
+def _stage(stage: str, out: Path, cache: Path, start: Path, **more: Any) -> Path:
+    done = out / stage / "checkpoint"
     if not done.exists():
         title = more.pop("name", "")
-        places = stages.Places(start, out / name, cache=cache, **more)
-        stages.run(recipe.read(recipe.find(name, "small")), places, name=title)
+        places = stages.Places(start, out / stage, cache=cache, **more)
+        stages.run(recipe.read(recipe.find(stage, "small")), places, name=title)
     return done
 
 
