@@ -1,5 +1,5 @@
 # Two commands: `make run` shows the main job, `make test` runs every test. Both install what they need.
-# Everything else: make check | bench | clean.
+# Everything else: make check | bench | demo-checkpoint | clean.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +13,7 @@ STAMP_DEV  = $(STAMP)-dev
 SYSTEM_RUN  := python3-venv
 SYSTEM_TEST := $(SYSTEM_RUN) dcmtk orthanc orthanc-dicomweb orthanc-python chromium
 
-.PHONY: run test check bench clean system-run system-test
+.PHONY: run test check bench demo-checkpoint clean system-run system-test
 
 run: system-run $(STAMP)
 	$(BIN)/lamed-node demo
@@ -30,6 +30,13 @@ check: system-run $(STAMP_DEV)
 
 bench: system-test $(STAMP_DEV)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# Trains model/demo anew, and measures it: hours on 2 cores. What was killed goes on from run/demo.
+demo-checkpoint: system-run $(STAMP_DEV)
+	$(BIN)/lamed-model train demo --out run/demo --cache run/pool
+	$(BIN)/lamed-model bench --checkpoint run/demo/half --clip run/demo/contrastive/checkpoint \
+	  --scans run/pool/source 60 --out run/demo/bench
+	$(BIN)/lamed-model train ship --source run/demo/half --results run/demo/bench/results.json --out model/demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -59,6 +59,12 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     demo.add_argument("--out", type=Path, default=Path("run/demo"), metavar="DIR")
     demo.add_argument("--cache", type=Path, default=Path("run/pool"), metavar="DIR")
     demo.add_argument("--json", action="store_true", help="machine-readable output")
+    shipping = stages.add_parser("ship", help="half the bytes, and a card with every number")
+    shipping.set_defaults(command=_ship)
+    shipping.add_argument("--source", type=Path, required=True, metavar="DIR")
+    shipping.add_argument("--results", type=Path, required=True, metavar="FILE", help="of `bench`")
+    shipping.add_argument("--out", type=Path, required=True, metavar="DIR")
+    shipping.add_argument("--json", action="store_true", help="machine-readable output")
 
 
 def _train(arguments: argparse.Namespace) -> dict[str, object]:
@@ -79,3 +85,12 @@ def _demo(arguments: argparse.Namespace) -> dict[str, object]:
     from . import demo
 
     return demo.run(arguments.out, arguments.cache)
+
+
+def _ship(arguments: argparse.Namespace) -> dict[str, object]:
+    from . import demo
+    from .shipping import ship
+
+    text = demo.CARD.read_text("utf-8")
+    card = ship(arguments.source, arguments.out, text=text, results=arguments.results)
+    return {"folder": str(arguments.out), **vars(card)}

@@ -7,14 +7,17 @@ time and does what is left.
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from model import checkpoint, small
 from model.network import build
 
 from . import recipe, stages
+from .shipping import ship
 
 log = logging.getLogger(__name__)
+
+CARD: Final = recipe.RECIPES / "small.md"
 
 
 def run(out: Path, cache: Path) -> dict[str, Any]:
@@ -28,7 +31,9 @@ def run(out: Path, cache: Path) -> dict[str, Any]:
     contrastive = _stage("contrastive", out, cache, clip, vision=segment)
     align = _stage("align", out, cache, segment, vision=contrastive)
     tuned = _stage("tune", out, cache, align, name=small.NAME)
-    return {"folder": str(tuned)}
+    half = out / "half"
+    _once(half, lambda: ship(tuned, half, text=CARD.read_text("utf-8")))
+    return {"folder": str(half)}
 
 
 def _stage(stage: str, out: Path, cache: Path, start: Path, **more: Any) -> Path:
