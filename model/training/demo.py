@@ -30,7 +30,7 @@ def run(out: Path, cache: Path) -> dict[str, Any]:
     segment = _stage("segment", out, cache, start)
     contrastive = _stage("contrastive", out, cache, clip, vision=segment)
     align = _stage("align", out, cache, segment, vision=contrastive)
-    tuned = _stage("tune", out, cache, align, name=small.NAME)
+    tuned = _stage("tune", out, cache, align, prompts=out / "segment", name=small.NAME)
     half = out / "half"
     _once(half, lambda: ship(tuned, half, text=CARD.read_text("utf-8")))
     return {"folder": str(half)}

@@ -41,13 +41,14 @@ class Example:
     """One image and what is asked about it.
 
     `image` is float32 (1, D, H, W) in 0..1. `masks[i]`, (D, H, W), is what question i outlines, or
-    None. `report` is the text of the whole image, where there is one. `classes` is what each voxel
+    None, and `targets` the class of each mask that is there. `report` is the text of the whole image, where there is one. `classes` is what each voxel
     is (uint8), and `outlined` masks with the class each is of: only for SegVol's own training.
     """
 
     image: NDArray[np.float32]
     tokens: tuple[Tokens, ...] = ()
     masks: tuple[Mask | None, ...] = ()
+    targets: tuple[int, ...] = ()
     report: str = ""
     classes: NDArray[np.uint8] | None = None
     outlined: tuple[tuple[int, Mask], ...] = ()
@@ -133,6 +134,9 @@ class Patients:
             scene.image[None],
             tuple(tokens),
             tuple(mask for _, mask in asked),
+            tuple(
+                number_of(turn.target) for turn, mask in asked if mask is not None and turn.target
+            ),
             telling.report(scene.truth),
         )
 
@@ -198,7 +202,7 @@ class Samples:
         if self.tokenizer is None or self.layout is None:
             return Example(image, report=report)
         tokens = tuple(encode(each, self.tokenizer, self.layout) for each in group)
-        return Example(image, tokens, tuple(masks), report)
+        return Example(image, tokens, tuple(masks), report=report)
 
 
 def sample_of(scene: Scene, turn: telling.Turn) -> Sample:

@@ -9,6 +9,7 @@ objectives' business, how it runs `running`'s.
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_utils import get_last_checkpoint
 
 from model import checkpoint
 from model.card import Card
@@ -36,10 +38,14 @@ from .augment import Augment
 from .batches import Outlines, Pairs, Questions
 from .examples import Patients, Samples, Source, Stream, weights
 from .objectives import FINER, Matching, Segmenting, Speaking
+from .prompts import fit, save
 from .recipe import Published, Recipe
 from .running import Run, train
 
 CPU: Final = torch.device("cpu")
+OUTLINED: Final = 24  # questions behind an image while SegVol's prompts are fitted
+log = logging.getLogger(__name__)
+
 STATE: Final = "recipe.json"
 
 
@@ -48,7 +54,7 @@ class Places:
     """Where a stage reads and writes.
 
     `start` is the checkpoint it begins with, `vision` one whose vision encoder is taken over,
-    `data` the folder of the published sets, `cache` that of the corpus; `out` keeps the run's
+    `prompts` a run of SegVol's own training whose prompts the words are fitted to, `data` the folder of the published sets, `cache` that of the corpus; `out` keeps the run's
     state, and at its end the trained checkpoint in ``out/checkpoint``.
     """
 
@@ -57,6 +63,7 @@ class Places:
     vision: Path | None = None
     data: Path | None = None
     cache: Path = Path("run/pool")
+    prompts: Path | None = None
 
 
 def run(recipe: Recipe, places: Places, *, device: str = "auto", name: str = "") -> dict[str, Any]:
@@ -89,6 +96,8 @@ def run(recipe: Recipe, places: Places, *, device: str = "auto", name: str = "")
     )
     if int(os.environ.get("RANK", "0")):  # the first process writes for all
         return {"folder": str(places.out / "checkpoint"), "steps": steps}
+    if isinstance(objective, Segmenting):
+        save(objective.prompts.weight, places.out)
     card = _write(recipe, network.eval().to(CPU), config, places, name)
     return {"folder": str(places.out / "checkpoint"), "steps": steps, **_last(log), **vars(card)}
 
@@ -195,7 +204,15 @@ def _speak(
         source = Samples(
             _samples(recipe, places), words, layout, recipe.questions, Augment(recipe.augment)
         )
-    return Speaking(network), source, Questions(layout, network.config.seg_token_id)
+    collate = Questions(layout, network.config.seg_token_id)
+    if places.prompts is not None and get_last_checkpoint(str(places.out)) is None:
+        asked = (
+            replace(source, masks=OUTLINED, questions=OUTLINED)
+            if isinstance(source, Patients)
+            else source
+        )
+        log.info("prompts.fitted", extra={"cosine": fit(network, asked, collate, places.prompts)})
+    return Speaking(network), source, collate
 
 
 def _patients(recipe: Recipe, places: Places, grid: Size) -> Patients:
