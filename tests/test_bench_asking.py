@@ -14,6 +14,7 @@ from model.bench.asking import BLIND, FORMAT, IMAGE, JOURNAL, Run, ask, unpacked
 from model.bench.items import LIMITS, Item
 from model.bench.patients import Patients
 from model.card import Card
+from model.data.sample import Task
 from model.errors import ModelError
 from model.lamed import Answer, Question
 from model.preprocess import Prepared
@@ -23,7 +24,7 @@ GRID = (32, 64, 64)
 
 @pytest.fixture(scope="module")
 def patients() -> Patients:
-    return Patients(GRID, 3, LIMITS)
+    return Patients(GRID, 2, LIMITS)
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -39,7 +40,7 @@ def test_every_question_is_asked_with_its_image_and_without(
 ) -> None:
     model = Oracle.of(patients)
     entries = ask(Run(model, patients), tmp_path)
-    wanted = [each for number in range(3) for each in patients.subject(number).items]
+    wanted = [each for number in range(2) for each in patients.subject(number).items]
     seen, blind = answers(entries, IMAGE), answers(entries, BLIND)
     assert set(seen) == set(blind) == {each.id for each in wanted}
     assert [id_ for id_, sees in model.asked if sees] == [each.id for each in wanted]
@@ -48,7 +49,7 @@ def test_every_question_is_asked_with_its_image_and_without(
         assert seen[each.id]["raw"] == each.answer
         assert blind[each.id]["raw"] == model.blind
     keys = [each["key"] for each in lines(tmp_path)]
-    assert len(set(keys)) == len(keys) == 1 + 2 * len(wanted) + 3
+    assert len(set(keys)) == len(keys) == 1 + 2 * len(wanted) + 2
 
 
 def test_without_an_image_the_same_words_are_asked_once(tmp_path: Path) -> None:
@@ -123,9 +124,8 @@ def test_a_finished_run_asks_nothing(patients: Patients, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("other", ["checkpoint", "cases", "limits", "clip", "dtype"])
-def test_answers_of_another_run_are_not_gone_on_from(
-    patients: Patients, tmp_path: Path, other: str
-) -> None:
+def test_answers_of_another_run_are_not_gone_on_from(tmp_path: Path, other: str) -> None:
+    patients = Patients(GRID, 1, {Task.CAPTION: 1})
     model = Oracle.of(patients)
     ask(Run(model, patients), tmp_path)
     before = (tmp_path / JOURNAL).read_bytes()
@@ -134,7 +134,7 @@ def test_answers_of_another_run_are_not_gone_on_from(
             replace(model, card=Card("oracle", "2", "cd" * 32, untrained=False)), patients
         ),
         "cases": Run(model, replace(patients, phantoms=2)),
-        "limits": Run(model, replace(patients, limits=LIMITS | {next(iter(LIMITS)): 9})),
+        "limits": Run(model, replace(patients, limits={Task.CAPTION: 2})),
         "clip": Run(model, patients, clip_sha256="ef" * 32),
         "dtype": Run(replace(model, dtype=torch.bfloat16), patients),
     }
@@ -142,6 +142,12 @@ def test_answers_of_another_run_are_not_gone_on_from(
     with pytest.raises(ModelError, match=f"answers of another run, whose {named} is .*--out"):
         ask(runs[other], tmp_path)
     assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ModelError, match="out cannot be written"):
+        ask(Run(Silly(), Made([subject([item("caption")], {})])), tmp_path / "out")
 
 
 def test_a_file_that_is_no_journal_of_a_benchmark_is_left_alone(tmp_path: Path) -> None:

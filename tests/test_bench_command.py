@@ -20,7 +20,8 @@ from bench_models import Oracle
 from PIL import Image
 from published_data import listed, nothing
 
-from model import load
+from model import checkpoint as layout
+from model import clip, load, small
 from model.__main__ import main
 from model.bench.asking import JOURNAL, Run, ask
 from model.bench.items import LIMITS, TASKS
@@ -28,6 +29,7 @@ from model.bench.patients import Patients
 from model.bench.reporting import report
 from model.bench.scoring import notes, score
 from model.data.sample import Task
+from model.network import build
 
 FEW = [option for task in Task for option in ("--limit", task.value, "2")]
 PUBLIC = {"value", "low", "high", "items"} | {
@@ -74,14 +76,38 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "there", "is", "no", "a", "the", "stone")
+
+
+def clip_folder(out: Path, size: tuple[int, int, int]) -> Path:
+    """Write an untrained M3D-CLIP for images of that size."""
+    config = small.clip_config(len(WORDS))
+    config |= {"hidden_size": 48, "mlp_dim": 96, "num_layers": 1, "num_heads": 4}
+    config |= {"img_size": list(size), "patch_size": [4, 16, 16]}
+    config["oracle_overrides"]["bert"] |= {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 1,
+    }
+    state = build(config).state_dict()
+    files = {"vocab.txt": "".join(f"{each}\n" for each in WORDS).encode()}
+    layout.write(out, config, state, files, name="clip", untrained=True)
+    return out
+
+
 @pytest.fixture(scope="module")
-def done(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the command once on two patients."""
+def options(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Give the command on two patients, but for where it writes."""
+    seen = clip_folder(tmp_path_factory.mktemp("clip") / "clip", (32, 256, 256))
+    return ["bench", "--checkpoint", str(checkpoint), "--clip", str(seen), "--cases", "2", *FEW]
+
+
+@pytest.fixture(scope="module")
+def done(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the command once."""
     out = tmp_path_factory.mktemp("bench")
-    assert (
-        main(["bench", "--checkpoint", str(checkpoint), "--out", str(out), "--cases", "2", *FEW])
-        == 0
-    )
+    assert main([*options, "--out", str(out)]) == 0
     return out
 
 
@@ -107,10 +133,7 @@ def test_every_task_is_there_with_its_scores_and_blind_beside_each(
     results: dict[str, Any],
 ) -> None:
     assert tuple(results["tasks"]) == TASKS
-    assert results["tasks"]["retrieval"]["measured"] is False
     for name, task in results["tasks"].items():
-        if name == "retrieval":
-            continue
         assert task["measured"], name
         for metric, each in task["scores"].items():
             assert set(each) == PUBLIC, (name, metric)
@@ -154,27 +177,33 @@ def test_the_page_holds_every_score_and_needs_nothing_else(
             assert picture.height == 260
 
 
+def test_retrieval_is_measured_with_m3d_clip(results: dict[str, Any], options: list[str]) -> None:
+    found = results["tasks"]["retrieval"]
+    assert results["clip"] == clip.load(options[options.index("--clip") + 1]).card.sha256
+    assert found["items"] == 2
+    assert set(found["scores"]) == {"image_to_text R@1 of 2", "text_to_image R@1 of 2"}
+    assert {each["blind"] for each in found["scores"].values()} == {0.5}
+
+
 def test_what_the_command_prints_is_json_if_wished(
-    done: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (done / JOURNAL).read_bytes()
-    command = ["bench", "--checkpoint", str(checkpoint), "--out", str(done), "--cases", "2", *FEW]
-    assert main([*command, "--json"]) == 0
+    assert main([*options, "--out", str(done), "--json"]) == 0
     printed = capsys.readouterr()
     told = json.loads(printed.out)
     assert printed.err == ""
     assert told["images"] == 2
     assert set(told) == {"folder", "images", *TASKS}
-    assert told["retrieval"].startswith("not measured: no M3D-CLIP was given")
+    assert told["retrieval"].startswith("image_to_text R@1 of 2 ")
     assert (done / JOURNAL).read_bytes() == before, "nothing was asked again"
 
 
 def test_the_published_scoring_needs_no_new_answers(
-    done: Path, checkpoint: Path, tmp_path: Path
+    done: Path, options: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / JOURNAL).write_bytes((done / JOURNAL).read_bytes())
-    command = ["bench", "--checkpoint", str(checkpoint), "--out", str(tmp_path), "--cases", "2"]
-    assert main([*command, *FEW, "--mode", "reference", "--json"]) == 0
+    assert main([*options, "--out", str(tmp_path), "--mode", "reference", "--json"]) == 0
     assert (tmp_path / JOURNAL).read_bytes() == (done / JOURNAL).read_bytes()
     told = json.loads((tmp_path / "results.json").read_text())
     assert told["mode"] == "reference"
@@ -187,18 +216,9 @@ def test_the_published_scoring_needs_no_new_answers(
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(
-    done: Path, checkpoint: Path, tmp_path: Path, results: dict[str, Any]
+    done: Path, options: list[str], tmp_path: Path, results: dict[str, Any]
 ) -> None:
-    command = [
-        "bench",
-        "--checkpoint",
-        str(checkpoint),
-        "--out",
-        str(tmp_path),
-        "--cases",
-        "2",
-        *FEW,
-    ]
+    command = [*options, "--out", str(tmp_path)]
     journal = tmp_path / JOURNAL
     with subprocess.Popen(
         [sys.executable, "-m", "model", *command],
@@ -247,6 +267,10 @@ def test_prepared_folders_are_benched_too(
     told = json.loads((out / "results.json").read_text())
     assert json.loads(capsys.readouterr().out)["images"] == 1
     assert told["tasks"]["semantic_segmentation"]["items"] == 2
+    assert told["tasks"]["retrieval"] == {
+        "measured": False,
+        "why": "no M3D-CLIP was given, or no image has a report",
+    }
     assert "mean_mm" not in told["tasks"]["semantic_segmentation"]["scores"]
     assert any("no distances in mm" in each for each in told["notes"])
     assert "c1/image.npy" in Page((out / "report.html").read_text()).text
@@ -280,11 +304,20 @@ def test_what_cannot_be_done_is_exit_code_3_with_the_reason(
 
 
 def test_another_run_in_the_same_folder_is_exit_code_3(
-    done: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["bench", "--checkpoint", str(checkpoint), "--out", str(done), "--cases", "3", *FEW]
-    assert main(command) == 3
+    assert main([*options, "--out", str(done), "--cases", "3"]) == 3
     assert "answers of another run, whose seeds is" in capsys.readouterr().err
+
+
+def test_images_must_be_of_one_size_for_both_networks(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = clip_folder(tmp_path / "clip", (16, 64, 64))
+    assert main([*options, "--clip", str(other), "--out", str(tmp_path / "out")]) == 3
+    assert (
+        "sees images of (16, 64, 64), the checkpoint of (32, 256, 256)" in capsys.readouterr().err
+    )
 
 
 def test_words_of_an_answer_cannot_become_a_part_of_the_page(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ TASKS = {str(each) for each in METRICS}
 
 @pytest.fixture(scope="module")
 def patients() -> Patients:
-    return Patients((32, 64, 64), 4, LIMITS)
+    return Patients((32, 64, 64), 3, LIMITS)
 
 
 def scored(patients: Patients, model: Asked, out: Path, **options: bool) -> dict[str, Any]:

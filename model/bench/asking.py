@@ -85,7 +85,10 @@ def ask(run: Run, out: Path, on_progress: Progress | None = None) -> list[Entry]
     ModelError
         `out` holds answers of another checkpoint or to other questions, or a question is none.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{out} cannot be written: {error.strerror}") from error
     entries: list[Entry] = []
     total = len(run.source)
     if not total:

@@ -131,6 +131,9 @@ def _clip(arguments: argparse.Namespace, lamed: "LaMed") -> tuple[Any, str | Non
     from model import clip
 
     loaded = clip.load(arguments.clip, device=lamed.device)
+    ours, theirs = (each.network.config.vision.image_size for each in (lamed, loaded))
+    if ours != theirs:
+        raise ModelError(f"{arguments.clip} sees images of {theirs}, the checkpoint of {ours}")
     return loaded, loaded.card.sha256
 
 

@@ -5,8 +5,9 @@ costs a product of matrices. Questions about one patient are no independent draw
 are drawn (Davison and Hinkley 1997, 3.8).
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,7 @@ from model.errors import ModelError
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 AXES = 2  # samples, counts
+REMEMBERED = 1_000_000  # patients x resamples: 8 MB; a table of scores draws the same ones
 BLOCK = 250  # resamples at once: 250 x 20,000 patients are 40 MB
 
 
@@ -98,19 +100,30 @@ def _by_patient(counts: ArrayLike, patients: Sequence[Hashable]) -> Array:
     return summed
 
 
+def _draws(count: int, seed: int, resamples: int) -> Iterator[Array]:
+    """Give how often each patient is in each resample, (resamples, patients), in blocks."""
+    random = np.random.default_rng(seed)
+    for start in range(0, resamples, BLOCK):
+        size = min(BLOCK, resamples - start)
+        yield random.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)
+
+
+@lru_cache(maxsize=16)
+def _remembered(count: int, seed: int, resamples: int) -> tuple[Array, ...]:
+    return tuple(_draws(count, seed, resamples))
+
+
 def _interval(summed: Sequence[Array], statistic: Statistic, seed: int, resamples: int) -> Interval:
     def score(parts: Sequence[Array]) -> Array:
         first, *others = (statistic(each) for each in parts)
         return np.asarray(first - others[0] if others else first)
 
-    random = np.random.default_rng(seed)
     count = len(summed[0])
-    drawn = []
-    for start in range(0, resamples, BLOCK):
-        size = min(BLOCK, resamples - start)
-        times = random.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)
-        drawn.append(score([times @ each for each in summed]))
-    scores = np.concatenate(drawn)
+    draws: Callable[[int, int, int], Iterable[Array]]
+    draws = _remembered if count * resamples <= REMEMBERED else _draws
+    scores = np.concatenate(
+        [score([times @ each for each in summed]) for times in draws(count, seed, resamples)]
+    )
     scores = scores[~np.isnan(scores)]
     estimate = float(score([each.sum(0) for each in summed]))
     if np.isnan(estimate) or not len(scores):

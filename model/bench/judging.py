@@ -146,15 +146,6 @@ def letter(item: Item, entry: Entry) -> str | None:
     return choices.read(entry["text"], item.choices)
 
 
-def right(item: Item, entry: Entry) -> bool | None:
-    """Tell whether an answer in words is right; None where that is no matter of yes or no."""
-    if item.task == Task.CLOSED_VQA:
-        return letter(item, entry) == item.letter
-    if item.task == Task.OPEN_VQA:
-        return bool(_open(item, entry)["right"][0])
-    return None
-
-
 def _one(value: float) -> Row:
     return float(value), 1.0
 

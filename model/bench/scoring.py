@@ -41,7 +41,7 @@ from .asking import BLIND, IMAGE, Entry
 from .bertscore import BertScore
 from .intervals import Array, Interval, difference, interval, ratio
 from .items import DIMENSIONS, RETRIEVAL, Item
-from .judging import METRICS, REFERENCE, Metric, Row, Rows, affirmed, judge, letter, right
+from .judging import METRICS, REFERENCE, Metric, Row, Rows, affirmed, judge, letter
 from .retrieving import retrieval
 
 SCHEMA: Final = 1
@@ -318,8 +318,12 @@ def _confusion(pairs: Sequence[Pair]) -> dict[str, dict[str, int]] | None:
 
 def _calibration(pairs: Sequence[Pair]) -> dict[str, Any] | None:
     """Compare how sure it was of its words with how often they were right, in equal bins."""
-    known = [(each.seen["confidence"], right(each.item, each.seen)) for each in pairs]
-    judged = [(sure, bool(good)) for sure, good in known if good is not None]
+    judged = [
+        (each.seen["confidence"], each.rows[name][0])
+        for each in pairs
+        for name in ("accuracy", "right")
+        if name in each.rows
+    ]
     judged.sort(key=lambda each: each[0])  # not by what was right, where it was equally sure
     if not judged:
         return None
