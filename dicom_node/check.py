@@ -154,9 +154,6 @@ def _checkpoint(config: Config) -> Iterator[str]:
     from model.checkpoint import read_card, read_config
 
     folder = checkpoint_folder(config)
-    if not config.checkpoint and not folder.exists():
-        yield "none is set: an UNTRAINED tiny one is made at the first start"
-        return
     checkpoint_digest(config)  # says how to get a manifest where there is none
     try:
         card = read_card(folder, read_config(folder))

@@ -100,7 +100,7 @@ class Config:
     http_host: str = _setting("127.0.0.1", "address of the QA pages and of the HTTP interface")
     http_port: int = _number(8181, 0, 65535, "port of the QA pages; 0 lets the system choose")
     data_dir: Path = _setting(Path("lamed-data"), "folder of spool, ledger and results")  # noqa: RUF009 - a path is a value
-    checkpoint: str = _setting("", "folder of the checkpoint; empty makes the untrained tiny one")
+    checkpoint: str = _setting("", "folder of the checkpoint; empty takes the small one that ships")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = _setting("auto", "auto (float32 on cpu, bfloat16 on cuda), float32, bfloat16")
     protocols: str = _setting("", "folder of further protocol TOML files; same names replace ours")

@@ -273,7 +273,7 @@ def _load(config: Config, tell: Tell) -> "LaMed":
         choose(config.device, config.dtype)
     except ModelError as error:
         raise Unavailable(str(error)) from error
-    folder = serve.ensure_checkpoint(config, tell)
+    folder = serve.checkpoint_folder(config)
     tell(f"loading {folder.name}")
     try:
         return load(folder, config.device, config.dtype)

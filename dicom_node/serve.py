@@ -8,12 +8,12 @@
 """
 
 import fcntl
+import importlib.util
 import json
 import logging
 import os
 import secrets
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -70,7 +70,6 @@ def running(
     with Supervisor(config, tell) as supervisor:
         protocols(config)
         api_token(config)
-        ensure_checkpoint(config, tell)
         checkpoint_digest(config)
         supervisor.start(stop)
         yield supervisor
@@ -119,7 +118,6 @@ def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) ->
     from .scp import Scp
     from .spool import Spool
 
-    ensure_checkpoint(config)
     spool = Spool(config.spool_dir, ledger, minimum_free_mb=config.minimum_free_mb)
     spool.recover()
     intake = Intake(
@@ -166,7 +164,7 @@ def _worker(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready)
     except ModelError as error:
         raise Unavailable(str(error)) from error
     try:
-        lamed = load(ensure_checkpoint(config), config.device, config.dtype)
+        lamed = load(checkpoint_folder(config), config.device, config.dtype)
     except ModelError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     worker = Worker(
@@ -269,22 +267,16 @@ def _write_secret(path: Path, secret: str) -> None:
 
 
 def checkpoint_folder(config: Config) -> Path:
-    """Where the checkpoint lies: the setting, or the untrained tiny one made at the first start."""
+    """Where the checkpoint lies: the setting, or the small trained one that ships with `model`."""
     if config.checkpoint:
         return Path(config.checkpoint)
-    return config.data_dir / "checkpoints" / "lamed-tiny-untrained"
-
-
-def ensure_checkpoint(config: Config, tell: Tell = lambda _: None) -> Path:
-    """Find the checkpoint; without a configured one the untrained tiny one is made once."""
-    folder = checkpoint_folder(config)
-    if config.checkpoint or (folder / "manifest.json").exists():
-        return folder
-    with _alone(folder.parent / "lock"):
-        if not (folder / "manifest.json").exists():
-            tell("no checkpoint is set: making the untrained tiny one, once")
-            _make_tiny(folder)
-    return folder
+    # Looked up, not imported: what asks for it may be light, and stay so.
+    found = importlib.util.find_spec("model")
+    if found is None or found.origin is None:
+        raise ConfigError(
+            "checkpoint: none is set, and the package model that ships one is missing"
+        )
+    return Path(found.origin).parent / "demo"
 
 
 @contextmanager
@@ -294,14 +286,6 @@ def _alone(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _make_tiny(folder: Path) -> None:
-    # A process of its own: what calls this may be light, and stay so.
-    command = [sys.executable, "-m", "model", "init", "--size", "tiny", "--out", str(folder)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - our own module
-    if done.returncode:
-        raise NodeError(f"cannot make the untrained checkpoint: {done.stderr.strip()}")
 
 
 def checkpoint_digest(config: Config) -> str:

@@ -61,13 +61,13 @@ class Clip:
 
     @torch.inference_mode()
     def embed_images(self, images: Tensor) -> Tensor:
-        """(B, 1, D, H, W) in 0..1 -> (B, width), float32 unit vectors on the CPU."""
+        """Turn (B, 1, D, H, W) in 0..1 into (B, width) float32 unit vectors on the CPU."""
         found = self.network.encode_image(images.to(self.device, self.dtype))
         return found[:, 0].float().cpu()
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Reports -> (B, width), float32 unit vectors on the CPU."""
+        """Turn reports into (B, width) float32 unit vectors on the CPU."""
         ids, mask = (each.to(self.device) for each in self.words(texts))
         return self.network.encode_text(ids, mask)[:, 0].float().cpu()
 

@@ -32,8 +32,8 @@ class Question:
 
     A `caption` asks for a text about the whole volume: it follows the image tokens without a
     space, as the model was trained. A box stands in the text as the model writes it:
-    ``<bx_start>[z0, y0, x0, z1, y1, x1]<bx_end>``, parts of the network's grid. An answer ends by itself or after
-    `max_new_tokens`.
+    ``<bx_start>[z0, y0, x0, z1, y1, x1]<bx_end>``, parts of the network's grid. An answer ends by
+    itself or after `max_new_tokens`.
     """
 
     text: str

@@ -6,7 +6,7 @@ undoes it. Has never heard of orientation: axes come and go in the order (slices
 
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from .errors import ModelError
 
 Shape = tuple[int, int, int]
 Volume = NDArray[np.float32]
+Number = TypeVar("Number", bound=np.integer[Any])
 OUTSIDE = -100.0  # logit of what the network has not seen: certainly not in the mask
 DIMENSIONS = 3
 HUNDRED = 100
@@ -50,7 +51,7 @@ class Placement:
         whole[inside] = _resize(logits.detach().to("cpu", torch.float32), self.size).numpy()
         return whole
 
-    def gather(self, labels: NDArray[np.integer[Any]], grid: Shape) -> NDArray[np.integer[Any]]:
+    def gather(self, labels: NDArray[Number], grid: Shape) -> NDArray[Number]:
         """Bring a map of labels of the source grid to the network's grid, the nearest voxel each.
 
         Raises

@@ -46,7 +46,8 @@ def test_everything_is_looked_at_and_well(look: Look, tmp_path: Path) -> None:
     assert "no destination: results stay in the data folder" in found["settings"].detail
     assert "MB free in" in found["disk"].detail
     assert "ct_chest" in found["protocols"].detail
-    assert "UNTRAINED" in found["checkpoint"].detail
+    assert "lamed-small in" in found["checkpoint"].detail
+    assert "UNTRAINED" not in found["checkpoint"].detail
     assert found["ledger"].detail == "none yet; made at the first start"
     assert not (tmp_path / "node").exists()
 

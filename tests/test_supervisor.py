@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import model
 from dicom_node import serve, supervisor
 from dicom_node.config import Config, Destination
 from dicom_node.errors import BadInput, ConfigError, NodeError, Unavailable
@@ -159,19 +160,9 @@ def test_the_token_of_the_interface_is_made_once_and_for_the_owner(config: Confi
     ]
 
 
-def test_one_who_asks_for_the_tiny_checkpoint_at_the_same_time_waits_for_it(
-    config: Config, checkpoint: Path
-) -> None:
-    folder = serve.checkpoint_folder(config)
-    told: list[str] = []
-    with serve._alone(folder.parent / "lock"):
-        waiting = threading.Thread(target=serve.ensure_checkpoint, args=(config, told.append))
-        waiting.start()
-        waiting.join(0.3)
-        assert waiting.is_alive()
-        folder.mkdir()
-        (folder / "manifest.json").write_bytes((checkpoint / "manifest.json").read_bytes())
-    waiting.join(10)
-    assert told == []  # nothing was made: it was there
-    expected = json.loads((checkpoint / "manifest.json").read_text())["sha256"]
-    assert serve.checkpoint_digest(config) == expected
+def test_without_a_setting_the_checkpoint_is_the_one_that_ships(config: Config) -> None:
+    shipped = Path(model.__file__).parent / "demo"
+    assert serve.checkpoint_folder(config) == shipped
+    expected = json.loads((shipped / "manifest.json").read_text())
+    assert serve.checkpoint_digest(config) == expected["sha256"]
+    assert expected["untrained"] is False

@@ -155,7 +155,7 @@ def _mask(sample: Sample, grid: Shape) -> Mask:
     """Load a true mask; nothing of what is absent."""
     if sample.mask is None:
         return np.zeros(grid, bool)
-    mask = load_mask(sample)[0]
+    mask: Mask = load_mask(sample)[0]
     if mask.shape != grid:
         raise sample.error(f"a mask of {grid}", f"{mask.shape}")
     return mask

@@ -119,6 +119,8 @@ def _overlap(item: Item, entry: Entry) -> float:
 def _example(name: str, item: Item, entry: Entry, subject: Subject) -> dict[str, Any]:
     placement = subject.prepared.placement
     image = placement.restore(subject.prepared.image[0, 0])
+    truth: Mask
+    drawn: Mask | None
     if item.task == Task.REC:
         truth, drawn = (
             _boxed(item.box, entry, subject),

@@ -192,7 +192,7 @@ def _task(task: Task, pairs: Sequence[Pair], *, reference: bool) -> dict[str, An
         return {"measured": False, "why": "no question of this task was asked"}
     metrics = (REFERENCE if reference else METRICS)[task]
     scores = {each.name: _score(each, pairs) for each in metrics}
-    told = {
+    told: dict[str, Any] = {
         "measured": True,
         "primary": metrics[0].name,
         "items": len(pairs),
@@ -275,9 +275,9 @@ def _declining(pairs: Sequence[Pair]) -> dict[str, Any] | None:
     groups: dict[str, list[Pair]] = {}
     for name in PLACED:
         groups[name.value] = [each for each in own if each.item.task == name]
-    for name in sorted({each.item.groups.get("absence", "") for each in own} - {""}):
-        alike = [each for each in own if each.item.groups.get("absence") == name]
-        groups[f"absent: {name}"] = alike
+    for kind in sorted({each.item.groups.get("absence", "") for each in own} - {""}):
+        alike = [each for each in own if each.item.groups.get("absence") == kind]
+        groups[f"absent: {kind}"] = alike
     return {
         "scores": {name: each for name, each in scores.items() if each is not None},
         "slices": {

@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import radians
+from typing import Any
 
 import numpy as np
-from monai.transforms import (
-    Compose,
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.dictionary import (
     RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
     RandGaussianNoised,
-    RandRotate90d,
     RandScaleIntensityd,
     RandShiftIntensityd,
 )
+from monai.transforms.spatial.dictionary import RandAffined, RandFlipd, RandRotate90d
 from numpy.typing import NDArray
 
 from model.data.corpus.scene import Scene
@@ -42,7 +41,7 @@ class Augment:
         """Vary a scene; organs and findings move with the image."""
         if self.kind == "none":
             return scene
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "image": scene.image[None],
             "labels": scene.labels[None],
             "planted": scene.planted[None],
@@ -77,8 +76,8 @@ class Augment:
         )
 
     def _run(
-        self, transform: Compose, arrays: dict[str, NDArray[np.generic]], random: Random
-    ) -> dict[str, NDArray[np.generic]]:
+        self, transform: Compose, arrays: dict[str, NDArray[Any]], random: Random
+    ) -> dict[str, NDArray[Any]]:
         transform.set_random_state(seed=int(random.integers(1 << 31)))
         return {key: np.asarray(value) for key, value in transform(arrays).items()}
 

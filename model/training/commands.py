@@ -6,6 +6,8 @@ Knows words of a command; the work is done elsewhere, and imported when it is as
 import argparse
 from pathlib import Path
 
+from model.errors import ModelError
+
 from .recipe import STAGES
 
 HELP = {
@@ -72,9 +74,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, object]:
 
     chosen = recipe.read(recipe.find(arguments.stage, arguments.recipe))
     if chosen.stage != arguments.stage:
-        raise recipe.ModelError(
-            f"{arguments.recipe} is a recipe of {chosen.stage}, not {arguments.stage}"
-        )
+        raise ModelError(f"{arguments.recipe} is a recipe of {chosen.stage}, not {arguments.stage}")
     places = stages.Places(
         arguments.start, arguments.out, arguments.vision, arguments.data, arguments.cache
     )

@@ -36,7 +36,7 @@ def run(out: Path, cache: Path) -> dict[str, Any]:
     return {"folder": str(half)}
 
 
-def _stage(stage: str, out: Path, cache: Path, start: Path, **more: Any) -> Path:
+def _stage(stage: str, out: Path, cache: Path, start: Path, **more: Any) -> Path:  # noqa: ANN401 - fields of Places, and a name
     done = out / stage / "checkpoint"
     if not done.exists():
         title = more.pop("name", "")

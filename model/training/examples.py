@@ -41,8 +41,9 @@ class Example:
     """One image and what is asked about it.
 
     `image` is float32 (1, D, H, W) in 0..1. `masks[i]`, (D, H, W), is what question i outlines, or
-    None, and `targets` the class of each mask that is there. `report` is the text of the whole image, where there is one. `classes` is what each voxel
-    is (uint8), and `outlined` masks with the class each is of: only for SegVol's own training.
+    None, and `targets` the class of each mask that is there. `report` is the text of the whole
+    image, where there is one. `classes` is what each voxel is (uint8), and `outlined` masks with
+    the class each is of: only for SegVol's own training.
     """
 
     image: NDArray[np.float32]
@@ -104,17 +105,20 @@ class Patients:
 
     def example(self, number: int, random: Random) -> Example:
         """Take a patient, vary the image, ask."""
-        for pool, seeds in self.pools:
-            if number < len(seeds):
-                break
-            number -= len(seeds)
-        scene = self.augment(pool[seeds[number]], random)
+        scene = self.augment(self._scene(number), random)
         image = scene.image[None]
         if self.outlines:
             return Example(image, classes=classes(scene), outlined=self._outlined(scene, random))
         if self.tokenizer is None:
             return Example(image, report=telling.report(scene.truth))
         return self._asked(scene, random)
+
+    def _scene(self, number: int) -> Scene:
+        for pool, seeds in self.pools:
+            if number < len(seeds):
+                return pool[seeds[number]]
+            number -= len(seeds)
+        raise IndexError(number)
 
     def _outlined(self, scene: Scene, random: Random) -> tuple[tuple[int, Mask], ...]:
         """Choose what to outline: a finding, if there is one, and organs."""
@@ -257,11 +261,11 @@ def weights(patients: Patients) -> NDArray[np.float32]:
             counts += np.bincount(classes(pool[seed]).ravel(), minlength=CLASSES)
     share = counts / counts.sum() + RAREST
     found = share**-0.5
-    return np.clip(found / (found * share).sum(), None, HEAVIEST).astype(np.float32)
+    return np.asarray(np.clip(found / (found * share).sum(), None, HEAVIEST), np.float32)
 
 
 def number_of(target: str | Finding) -> int:
-    """Number an organ or a kind of finding as `classes` does."""
+    """Give the number that `classes` has for an organ or a kind of finding."""
     if isinstance(target, str):
         return ORGANS[target].number
     return FIRST_KIND + list(KINDS).index(target.kind)

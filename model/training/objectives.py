@@ -25,6 +25,8 @@ class Segmenting(nn.Module):
     (classes,) lets the rare ones count.
     """
 
+    weights: Tensor
+
     def __init__(self, segvol: SegVol, weights: Tensor | None = None) -> None:
         super().__init__()
         self.segvol = segvol
@@ -54,11 +56,12 @@ class Segmenting(nn.Module):
         parts = self.cells(tokens).reshape(
             len(tokens), depth, height, width, CLASSES, FINER, FINER, FINER
         )
-        return (
+        cells: Tensor = (
             parts.permute(0, 4, 1, 5, 2, 6, 3, 7)
             .reshape(len(tokens), CLASSES, *(FINER * each for each in self.segvol.grid))
             .float()
         )
+        return cells
 
 
 class Matching(nn.Module):
@@ -86,7 +89,7 @@ class Speaking(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(  # noqa: PLR0913 - a batch is all of this
+    def forward(  # noqa: PLR0913, PLR0917 - a batch is all of this
         self,
         images: Tensor,
         input_ids: Tensor,
@@ -113,7 +116,7 @@ class Speaking(nn.Module):
         )
         if masks is None or not len(rows):
             return {"loss": spoken, "language": spoken}
-        drawn, back = rows.unique(return_inverse=True)
+        drawn, back = torch.unique(rows, return_inverse=True)
         tokens = network.encode_segmentation(images[drawn])[back]
         logits = network.segment(tokens, hidden[rows, places])[:, 0].float()
         dice, bce = mask_losses(logits, masks)

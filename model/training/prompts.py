@@ -83,7 +83,8 @@ def _fitted(network: Lamed, states: Tensor, wanted: Tensor) -> float:
         for group in optimiser.param_groups:
             group["lr"] = RATE * (1 - step / STEPS)
         optimiser.zero_grad()
-        F.mse_loss(projector(states), wanted).backward()
+        loss: Tensor = F.mse_loss(projector(states), wanted)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     with torch.no_grad():
         return float(F.cosine_similarity(projector(states), wanted).mean())

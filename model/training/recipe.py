@@ -19,6 +19,12 @@ RECIPES: Final = Path(__file__).parent / "recipes"
 STAGES: Final = ("segment", "contrastive", "align", "tune")
 PARTS: Final = ("vision", "projector", "embed", "head", "language", "seg_projector", "segvol")
 SETS: Final = ("cap", "vqa-closed", "vqa-open", "vqa-yes-no", "seg", "refseg")
+SIMPLE: Final[Mapping[Any, tuple[type, ...]]] = {
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    bool: (bool,),
+}
 AUGMENTS: Final = ("none", "mild", "reference")
 
 
@@ -136,17 +142,17 @@ def _recipe(told: dict[str, Any]) -> Recipe:
 
 
 def _made(kind: type[Any], told: object, where: str) -> Any:  # noqa: ANN401 - of the kind that was asked for
-    known = {each.name: each.type for each in fields(kind)}
+    known: dict[str, Any] = {each.name: each.type for each in fields(kind)}
     if not isinstance(told, dict):
         raise ModelError(f"{where} must be a table, not {told!r}")
     foreign = sorted(set(told) - set(known))
     if foreign:
         raise ModelError(f"{where} has no key {foreign[0]!r}; known are {', '.join(known)}")
     for key, value in told.items():
-        wanted = {int: int, float: (int, float), str: str, bool: bool}.get(known[key])
+        wanted: tuple[type, ...] = SIMPLE.get(known[key], ())
         if wanted and (
-            not isinstance(value, wanted) or (isinstance(value, bool) and known[key] is not bool)
-        ):  # type: ignore[arg-type]
+            not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)
+        ):
             raise ModelError(f"{where}: {key} must be {known[key].__name__}, not {value!r}")
     try:
         return kind(**told)

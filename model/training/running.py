@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from model.errors import ModelError
@@ -87,16 +87,18 @@ def train(
     """
     if run.precision not in ("fp32", "bf16"):
         raise ModelError(f"precision must be fp32 or bf16, not {run.precision!r}")
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=_last_step(out))  # type: ignore[no-untyped-call]
+    last = last_state(out)
+    step = int(last.name.rpartition("-")[2]) if last else None
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=step)
     trainer = _Trainer(
         model=objective,
         args=_arguments(run, out),
         train_dataset=stream,
         data_collator=collate,
-        callbacks=[TensorBoardCallback(writer), _Guard()],
+        callbacks=[TensorBoardCallback(writer), _Guard()],  # type: ignore[no-untyped-call]
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if out.is_dir() else None)
-    writer.close()  # type: ignore[no-untyped-call]
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    writer.close()
     return [each for each in trainer.state.log_history if "loss" in each]
 
 
@@ -135,14 +137,18 @@ def _arguments(run: Run, out: Path) -> TrainingArguments:
 class _Trainer(Trainer):
     """Takes the objective's own loss, in the stream's own order, and logs its parts."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **given: Any) -> None:  # noqa: ANN401 - what Trainer takes
         super().__init__(**given)
         self.model_accepts_loss_kwargs = False
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any
-    ) -> Tensor:  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        *_: object,
+        **__: object,
+    ) -> Tensor:
         parts = model(**inputs)
         loss: Tensor = parts["loss"]
         if not bool(torch.isfinite(loss)):
@@ -155,17 +161,18 @@ class _Trainer(Trainer):
                 self._parts[name].append(value.detach().float().cpu())
         return loss
 
-    def log(self, logs: dict[str, float], *given: Any) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= {
                 name: round(float(torch.stack(each).mean()), 5)
                 for name, each in self._parts.items()
             }
             self._parts.clear()
-        super().log(logs, *given)
+        super().log(logs, start_time)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset or self.train_dataset)
+    def _get_train_sampler(self, train_dataset: object = None) -> SequentialSampler:  # noqa: ARG002 - there is one
+        stream: Any = self.train_dataset
+        return SequentialSampler(stream)
 
 
 class _Guard(TrainerCallback):
@@ -174,7 +181,7 @@ class _Guard(TrainerCallback):
     def __init__(self) -> None:
         self.skipped = 0
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ANN401, ARG002 - Trainer's
         model: nn.Module = given["model"]
         broken = [
             name
@@ -191,7 +198,7 @@ class _Guard(TrainerCallback):
             model.zero_grad(set_to_none=True)
 
 
-def _last_step(out: Path) -> int | None:
-    """Tell the step a run goes on from: what was logged after it is logged again."""
-    last = get_last_checkpoint(str(out)) if out.is_dir() else None
-    return int(os.path.basename(last).rpartition("-")[2]) if last else None
+def last_state(out: Path) -> Path | None:
+    """Find the state that a run in `out` goes on from."""
+    last = get_last_checkpoint(str(out)) if out.is_dir() else None  # type: ignore[no-untyped-call]
+    return Path(last) if last else None

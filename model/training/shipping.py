@@ -83,7 +83,8 @@ def _numbers(results: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {task} | not measured | | | |"
             continue
         for name, score in each["scores"].items():
-            yield f"| {task} | {name} | {_score(score)} | {_number(score.get('blind'))} | {score['items']} |"
+            blind = _number(score.get("blind"))
+            yield f"| {task} | {name} | {_score(score)} | {blind} | {score['items']} |"
 
 
 def _score(score: Mapping[str, Any]) -> str:

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer_utils import get_last_checkpoint
 
 from model import checkpoint
 from model.card import Card
@@ -40,7 +39,7 @@ from .examples import Patients, Samples, Source, Stream, weights
 from .objectives import FINER, Matching, Segmenting, Speaking
 from .prompts import fit, save
 from .recipe import Published, Recipe
-from .running import Run, train
+from .running import Run, last_state, train
 
 CPU: Final = torch.device("cpu")
 OUTLINED: Final = 24  # questions behind an image while SegVol's prompts are fitted
@@ -54,8 +53,9 @@ class Places:
     """Where a stage reads and writes.
 
     `start` is the checkpoint it begins with, `vision` one whose vision encoder is taken over,
-    `prompts` a run of SegVol's own training whose prompts the words are fitted to, `data` the folder of the published sets, `cache` that of the corpus; `out` keeps the run's
-    state, and at its end the trained checkpoint in ``out/checkpoint``.
+    `prompts` a run of SegVol's own training whose prompts the words are fitted to, `data` the
+    folder of the published sets, `cache` that of the corpus; `out` keeps the run's state, and at
+    its end the trained checkpoint in ``out/checkpoint``.
     """
 
     start: Path
@@ -154,7 +154,7 @@ def freeze(network: Lamed, recipe: Recipe) -> None:
         if part not in parts:
             raise ModelError(f"the network has no {part} to train")
         for module in parts[part]:
-            module.requires_grad_(True)
+            module.requires_grad_()
 
 
 def _segment(
@@ -205,7 +205,7 @@ def _speak(
             _samples(recipe, places), words, layout, recipe.questions, Augment(recipe.augment)
         )
     collate = Questions(layout, network.config.seg_token_id)
-    if places.prompts is not None and get_last_checkpoint(str(places.out)) is None:
+    if places.prompts is not None and last_state(places.out) is None:
         asked = (
             replace(source, masks=OUTLINED, questions=OUTLINED)
             if isinstance(source, Patients)

@@ -181,7 +181,7 @@ def _make(who: tuple[str, int], plan: Plan, out: Path) -> None:
     shelf.array(image, seen.image[None])
     shelf.text(f"{folder}/text.txt", told)
     _link(shelf, image, f"{rows.CODE}/{name}/image.npy")
-    record = {
+    record: dict[str, Any] = {
         "made_of": _made_of(plan),
         "patient": name,
         "source": source,
