@@ -66,7 +66,8 @@ class Placement:
             start + (np.arange(count) + 0.5) * size / count
             for start, size, count in zip(self.start, self.size, grid, strict=True)
         ]
-        return labels[np.ix_(*(each.astype(int) for each in axes))]
+        gathered: NDArray[Number] = labels[np.ix_(*(each.astype(int) for each in axes))]
+        return gathered
 
     def place(self, point: tuple[float, float, float]) -> tuple[float, float, float]:
         """Bring a normalised point (0..1 along each axis of the grid) to source voxels.

@@ -259,7 +259,8 @@ def test_prepared_folders_are_benched_too(
     liver[0, 4:20, 40:90, 30:110] = True
     np.save(folder / "masks" / "mask_0.npy", liver)
     nothing(folder / "masks" / "mask_1.npy")
-    rows = [{"image": "c1/image.npy", "label": f"c1/masks/mask_{n}.npy"} for n in (0, 1)]
+    case = "0003/c1"
+    rows = [{"image": f"{case}/image.npy", "label": f"{case}/masks/mask_{n}.npy"} for n in (0, 1)]
     listed(tmp_path / "0003/0003.json", labels={"1": "liver", "2": "spleen"}, train=[], test=rows)
     out = tmp_path / "out"
     command = ["bench", "--checkpoint", str(checkpoint), "--out", str(out), "--root", str(tmp_path)]

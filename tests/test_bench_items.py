@@ -142,7 +142,8 @@ def root(tmp_path: Path) -> Path:
     image(tmp_path / "0003/c1/image.npy", 2)
     mask(tmp_path / "0003/c1/masks/mask_0.npy", (1, 3, 2, 6, 2, 7))
     nothing(tmp_path / "0003/c1/masks/mask_1.npy")
-    rows = [{"image": "c1/image.npy", "label": f"c1/masks/mask_{n}.npy"} for n in (0, 1)]
+    case = "0003/c1"
+    rows = [{"image": f"{case}/image.npy", "label": f"{case}/masks/mask_{n}.npy"} for n in (0, 1)]
     listed(tmp_path / "0003/0003.json", labels={"1": "liver", "2": "spleen"}, train=[], test=rows)
     image(tmp_path / "s1/ct.npy", 3)
     mask(tmp_path / "s1/mask.npy", (0, 1, 0, 2, 0, 2), (2, 4, 4, 8, 4, 8), label=1)

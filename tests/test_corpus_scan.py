@@ -17,7 +17,7 @@ from model.data.corpus.organs import ORGANS
 from model.data.corpus.scan import Scan
 from model.errors import ModelError
 
-SEEDS = range(8)
+SEEDS = range(6)
 EVIL = """
 from pathlib import Path
 Path({ran!r}).touch()
@@ -106,21 +106,24 @@ def test_what_cannot_be_downloaded_is_said_in_one_line_with_the_reason_of_pip(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_it_is_fetched_once_and_again_when_it_came_half(known: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "deep" / "cache"
+def test_what_came_half_is_fetched_again_and_what_is_whole_is_not(
+    known: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    whole = (known / scan.SDIST_FILE).read_bytes()
+    (cache / scan.SDIST_FILE).write_bytes(whole[:99])
     archive = scan.fetch(cache)
-    assert archive.read_bytes() == (known / scan.SDIST_FILE).read_bytes()
-    archive.write_bytes(archive.read_bytes()[:99])
-    assert scan.licence(cache) == "as you like"
+    assert archive.read_bytes() == whole
     (known / scan.SDIST_FILE).unlink()
     assert scan.fetch(cache) == archive
+    assert scan.licence(cache) == "as you like"
     assert [each.name for each in cache.iterdir()] == [scan.SDIST_FILE]
 
 
-def test_a_file_without_the_scan_is_told(known: Path, tmp_path: Path) -> None:
-    assert known.is_dir()
+def test_a_file_without_the_scan_is_told(known: Path) -> None:
     with pytest.raises(ModelError, match=r"should hold .*example_ct\.nii\.gz; it does not"):
-        Scan.load(tmp_path / "cache")
+        Scan.load(known)
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ def test_voxels_are_hounsfield_units(cases: list[Case]) -> None:
 
 def test_findings_are_planted_where_it_is_told(cases: list[Case]) -> None:
     kinds = set()
-    more = [real_scan().case(seed) for seed in range(100, 112)]
+    more = [real_scan().case(seed) for seed in range(100, 106)]
     for case in [*cases, *more]:
         numbers = [each.number for each in case.findings if each.number]
         assert sorted(numbers) == sorted(set(np.unique(case.planted)) - {0})
@@ -202,13 +205,13 @@ def test_findings_are_planted_where_it_is_told(cases: list[Case]) -> None:
 def seen_apart(case: Case, kind: str, mask: np.ndarray) -> bool:
     """Whether a finding is as bright or as dark against its organ as its kind says."""
     host = (case.labels == case.labels[mask][0]) & (case.planted == 0)
-    step = case.voxels[mask].mean() - case.voxels[host].mean()
+    step = np.median(case.voxels[mask]) - np.median(case.voxels[host])
     mean = KINDS[kind].values["CT"][0]
-    return bool(step > 10 if mean > 100 else step < 5)
+    return bool(step > 50 if mean > 100 else step < -5)
 
 
 def test_an_organ_that_was_removed_is_in_neither_labels_nor_voxels() -> None:
-    whole, seen = real_scan(), 0
+    whole = real_scan()
     for seed in range(60):
         case = whole.case(seed)
         gone = [each for each in case.findings if each.kind == "absence"]
@@ -220,9 +223,7 @@ def test_an_organ_that_was_removed_is_in_neither_labels_nor_voxels() -> None:
         place = was(whole, case, name)
         # Fat is where the organ was, however it was painted: neither tissue nor contrast.
         assert np.median(case.voxels[place]) < -50, (seed, name)
-        seen += 1
-        if seen == 2:
-            return
+        return
     pytest.fail("no organ was ever removed")
 
 
@@ -254,9 +255,9 @@ def test_half_keep_the_texture_of_the_scanner_and_half_are_painted(
         return ask(*words, scanned=scanned)  # type: ignore[arg-type]
 
     monkeypatch.setattr(paint, "computed_tomography", noted)
-    for seed in range(24):
+    for seed in range(10):
         whole.case(seed)
-    assert 6 <= sum(given) <= 18
+    assert 2 <= sum(given) <= 8
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["scanned", "painted"])
@@ -267,7 +268,7 @@ def test_only_a_scanned_patient_follows_the_scan(
     whole = real_scan()
     monkeypatch.setattr(scan, "PAINTED", 0.0 if keep else 1.0)
     alike = []
-    for seed in range(4):
+    for seed in range(3):
         case = whole.case(seed)
         at = whole._indices(whole._space(np.random.default_rng([20_260_102, seed])))
         nearest = tuple(
@@ -276,4 +277,4 @@ def test_only_a_scanned_patient_follows_the_scan(
         )
         spine = case.organ("spine") & (case.planted == 0)
         alike.append(np.corrcoef(case.voxels[spine], whole.voxels[nearest][spine])[0, 1])
-    assert min(alike) > 0.5 if keep else max(alike) < 0.4, alike
+    assert min(alike) > 0.5 if keep else max(alike) < 0.2, alike

@@ -71,7 +71,8 @@ def test_labels_stay_where_the_image_has_them(view: View, grid: tuple[int, int, 
     case = Case.make(6, view=view)
     scene, placement = Scene.of(case, grid), prepared_image(case, grid).placement
     size = np.array(placement.stop) - placement.start
-    large = [each for each in case.present if case.organ(each).sum() > 1500]
+    # Of few voxels on the grid the middle is a matter of chance.
+    large = [each for each in case.present if scene.mask(each).sum() > 150]
     assert large
     for name in large:
         # Centres of voxels of the source, as parts of the box that was cut out.
