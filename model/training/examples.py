@@ -160,7 +160,7 @@ class Patients:
                 continue
             if mask is not None and Task(turn.task) in MASKED:
                 # More would only teach the words again.
-                if drawn >= max(self.masks, 2):
+                if drawn >= (self.masks or 2):
                     continue
                 drawn += 1
             outlined = mask if Task(turn.task) in MASKED and self.masks else None

@@ -152,7 +152,7 @@ class _Trainer(Trainer):
         parts = model(**inputs)
         loss: Tensor = parts["loss"]
         if not bool(torch.isfinite(loss)):
-            told = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
+            told = ", ".join(f"{name} {float(value.detach()):g}" for name, value in parts.items())
             raise TrainingError(
                 f"step {self.state.global_step + 1}: expected a finite loss, got {told}"
             )
