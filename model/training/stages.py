@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -247,16 +247,15 @@ def _samples(recipe: Recipe, places: Places) -> list[Sample]:
 
 def _read(one: Published, data: Path, seed: int) -> list[Sample]:
     path = data / one.file
-    readers = {
-        "cap": partial(cap.read, split=one.split, seed=seed),
-        "vqa-closed": vqa.read_closed,
-        "vqa-open": vqa.read_open,
-        "vqa-yes-no": vqa.read_yes_no,
-        "seg": partial(seg.read, split=one.split, seed=seed),
-        "refseg": refseg.read,
+    readers: dict[str, Callable[[], list[Sample]]] = {
+        "cap": lambda: cap.read(path, one.split, root=data, seed=seed),
+        "vqa-closed": lambda: vqa.read_closed(path, root=data),
+        "vqa-open": lambda: vqa.read_open(path, root=data),
+        "vqa-yes-no": lambda: vqa.read_yes_no(path, root=data),
+        "seg": lambda: seg.read(path.parents[1], path.stem, one.split, seed=seed),
+        "refseg": lambda: refseg.read(path, root=data),
     }
-    found: list[Sample] = readers[one.kind](path, root=data)  # type: ignore[operator]
-    return found
+    return readers[one.kind]()
 
 
 def _how(recipe: Recipe, steps: int, device: str) -> Run:
