@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        if tag not in {"meta", "img", "br", "rect", "path", "circle"}:
+        if tag not in {"meta", "img", "br", "rect", "path"}:
             self._open.append(tag)
         for name, value in attrs:
             if name in {"src", "href", "xlink:href"}:
