@@ -141,7 +141,10 @@ def test_a_letter_is_read_not_searched_for() -> None:
         said(closed(3, "A"), "C.A. B."),
         said(closed(4, "D"), "A. nodule"),
     ]
-    assert task(entries, "closed_vqa") == {"accuracy": 0.5, "unread": 0.25}
+    assert task(entries, "closed_vqa") == {"accuracy": 0.5, "words": 0.5, "unread": 0.25}
+    # Of a letter and another choice's words nobody knows which was meant.
+    wavering = [said(closed(5, "B"), "A. cyst"), said(closed(6, "A"), "A. cyst")]
+    assert task(wavering, "closed_vqa") == {"accuracy": 0.0, "words": 0.5, "unread": 1.0}
     # The published script finds "A." in the third, and no "B." in the second.
     assert task(entries, "closed_vqa", reference=True) == {"accuracy": 0.5}
     assert task(entries[2:3], "closed_vqa", reference=True) == {"accuracy": 1.0}

@@ -22,6 +22,7 @@ Rows = dict[str, Row]
 Entry = Mapping[str, Any]
 YES_NO: Final = ("Yes", "No")
 WORDS: Final = re.compile(r"\w+")
+LETTER: Final = re.compile(r"^\s*[A-D][.):]\s*")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ METRICS: Final[Mapping[str, tuple[Metric, ...]]] = {
     ),
     Task.CLOSED_VQA: (
         Metric("accuracy", "accuracy", "the one letter given is the right one"),
-        Metric("unread", "no letter", "answers that name no letter, or several", higher=False),
+        Metric("words", "right words", "the words of the right choice, whatever the letter"),
+        Metric("unread", "no letter", "no letter, several, or one beside another choice's words",
+               higher=False),
     ),
     Task.OPEN_VQA: (
         Metric("exact_finding", "exact finding", "all true findings with their sides, none "
@@ -178,7 +181,13 @@ def _caption(item: Item, entry: Entry) -> Rows:
 
 def _closed(item: Item, entry: Entry) -> Rows:
     given = letter(item, entry)
-    return {"accuracy": _one(given == item.letter), "unread": _one(given is None)}
+    said = WORDS.findall(LETTER.sub("", entry["text"]).lower())
+    meant = WORDS.findall(item.choices["ABCD".index(item.letter)].lower())
+    return {
+        "accuracy": _one(given == item.letter),
+        "words": _one(said == meant),
+        "unread": _one(given is None),
+    }
 
 
 def _reference_closed(item: Item, entry: Entry) -> Rows:

@@ -13,13 +13,14 @@ import jinja2
 import numpy as np
 
 from model.data.sample import Task
+from model.tokenizer import BOX_END, BOX_START
 
 from . import findings
 from .asking import IMAGE, Entry, unpacked
 from .findings import Statement
 from .geometry import Mask, half_open, read_box
 from .items import RETRIEVAL, Item, Source, Subject
-from .judging import METRICS, REFERENCE, Metric, judge
+from .judging import METRICS, REFERENCE, Metric, affirmed, judge
 from .pictures import outlined
 
 WORST: Final = 4  # reports
@@ -92,24 +93,34 @@ def _examples(
 
 
 def _chosen(seen: Sequence[Entry], task: Task) -> dict[str, Entry]:
-    """Choose by the score, and of what is drawn and not there the largest."""
-    own = [each for each in seen if each["item"]["task"] == task]
-    items = {each["item"]["id"]: Item.read(each["item"]) for each in own}
-    there = sorted(
-        (each for each in own if not each["item"]["absent"]),
-        key=lambda each: (_overlap(items[each["item"]["id"]], each), each["item"]["id"]),
-    )
+    """Choose by the score among what was drawn; then one that was missed, and one not there."""
+    own = [(Item.read(each["item"]), each) for each in seen if each["item"]["task"] == task]
+    there = [(item, each) for item, each in own if not item.absent]
+    drawn = [each for item, each in sorted(there, key=_by_score) if affirmed(item, each)]
+    missed = [each for item, each in there if not affirmed(item, each)]
+    alarms = [each for item, each in own if item.absent and each.get("mask", {}).get("bits")]
     chosen: dict[str, Entry] = {}
-    if there:
-        chosen = {"best": there[-1], "median": there[len(there) // 2], "worst": there[0]}
-    alarms = [each for each in own if each["item"]["absent"] and each.get("mask", {}).get("bits")]
+    if drawn:
+        chosen = {"best": drawn[-1], "median": drawn[len(drawn) // 2], "worst": drawn[0]}
+    if missed:
+        chosen["missed"] = max(missed, key=_size)
     if alarms:
-        chosen["not there, and drawn"] = max(alarms, key=lambda each: each["mask"]["voxels"][0])
+        chosen["not there, and drawn"] = max(alarms, key=_size)
     unique: dict[str, Entry] = {}
     for name, each in chosen.items():
         if all(each is not other for other in unique.values()):
             unique[name] = each
     return unique
+
+
+def _by_score(pair: tuple[Item, Entry]) -> tuple[float, str]:
+    item, entry = pair
+    return _overlap(item, entry), item.id
+
+
+def _size(entry: Entry) -> int:
+    """Give the voxels of the larger mask: the largest mistake is shown."""
+    return max(map(int, entry.get("mask", {}).get("voxels", [0])))
 
 
 def _overlap(item: Item, entry: Entry) -> float:
@@ -134,7 +145,7 @@ def _example(name: str, item: Item, entry: Entry, subject: Subject) -> dict[str,
         "name": name,
         "subject": item.subject,
         "question": item.question,
-        "answer": entry["text"],
+        "answer": entry["raw"].replace(BOX_START, "").replace(BOX_END, ""),
         "score": None if item.absent else f"{label} {_overlap(item, entry):.3f}",
         "apart_mm": found["mean_mm"] if found else None,
         "picture": outlined(image, truth, drawn, subject.spacing_mm),
