@@ -17,7 +17,7 @@ from model.data.sample import DataError, Task
 from model.errors import ModelError
 
 GRID = (32, 64, 64)
-CASES = 12
+CASES = 8
 Asked = tuple[Task, str, bool]
 
 

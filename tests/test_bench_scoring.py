@@ -145,12 +145,13 @@ def test_a_letter_is_read_not_searched_for() -> None:
     # Of a letter and another choice's words nobody knows which was meant.
     wavering = [said(closed(5, "B"), "A. cyst"), said(closed(6, "A"), "A. cyst")]
     assert task(wavering, "closed_vqa") == {"accuracy": 0.0, "words": 0.5, "unread": 1.0}
+    assert score(wavering)["confusion"] == {"cyst": {"cyst": 1}, "nodule": {"cyst": 1}}
     # The published script finds "A." in the third, and no "B." in the second.
     assert task(entries, "closed_vqa", reference=True) == {"accuracy": 0.5}
     assert task(entries[2:3], "closed_vqa", reference=True) == {"accuracy": 1.0}
     assert score(entries)["confusion"] == {
         "cyst": {"cyst": 1},
-        "nodule": {"nodule": 1, "no letter": 1},
+        "nodule": {"nodule": 1, "no choice": 1},
         "none of these": {"nodule": 1},
     }
 

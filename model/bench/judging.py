@@ -149,6 +149,20 @@ def letter(item: Item, entry: Entry) -> str | None:
     return choices.read(entry["text"], item.choices)
 
 
+def meant(item: Item, entry: Entry) -> str | None:
+    """Give the choice whose words an answer says; without words of one, that of its letter."""
+    said = _said(LETTER.sub("", entry["text"]))
+    named = [each for each in item.choices if _said(each) == said]
+    given = letter(item, entry)
+    if len(named) == 1:
+        return named[0]
+    return item.choices["ABCD".index(given)] if given else None
+
+
+def _said(text: str) -> list[str]:
+    return WORDS.findall(text.lower())
+
+
 def _one(value: float) -> Row:
     return float(value), 1.0
 
@@ -162,8 +176,7 @@ def _reference_words(item: Item, entry: Entry) -> Rows:
 
 
 def _same(item: Item, entry: Entry) -> bool:
-    said, truth = (WORDS.findall(each.lower()) for each in (entry["text"], item.answer))
-    return said == truth
+    return _said(entry["text"]) == _said(item.answer)
 
 
 def _caption(item: Item, entry: Entry) -> Rows:
@@ -181,11 +194,10 @@ def _caption(item: Item, entry: Entry) -> Rows:
 
 def _closed(item: Item, entry: Entry) -> Rows:
     given = letter(item, entry)
-    said = WORDS.findall(LETTER.sub("", entry["text"]).lower())
-    meant = WORDS.findall(item.choices["ABCD".index(item.letter)].lower())
+    said = _said(LETTER.sub("", entry["text"]))
     return {
         "accuracy": _one(given == item.letter),
-        "words": _one(said == meant),
+        "words": _one(said == _said(item.choices["ABCD".index(item.letter)])),
         "unread": _one(given is None),
     }
 
@@ -202,8 +214,8 @@ def _open(item: Item, entry: Entry) -> Rows:
     if item.choices == YES_NO or item.groups.get("kind") == "yes_no":
         given, truth = (choices.read(each, YES_NO) for each in (entry["text"], item.answer))
         rows["yes_no"] = _one(given == truth)
-    meant = next(each for each in ("yes_no", "exact_finding", "exact") if each in rows)
-    return rows | {"right": rows[meant]}
+    asked = next(each for each in ("yes_no", "exact_finding", "exact") if each in rows)
+    return rows | {"right": rows[asked]}
 
 
 def _rec(item: Item, entry: Entry) -> Rows:

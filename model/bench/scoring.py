@@ -17,7 +17,7 @@ Knows entries of the journal and what `results.json` holds:
                    scores     metric -> score
                    slices     dimension -> value -> score of the primary metric
     declining    what is not there, asked for: {"scores", "slices"} over three tasks
-    confusion    answers to "which of these is seen", true words -> said words -> count
+    confusion    answers to "which of these is seen", true -> meant -> count
     calibration  how sure of its words it was against how often right: bins, and their mean error
     notes        what these numbers do not say
 
@@ -41,7 +41,7 @@ from .asking import BLIND, IMAGE, Entry
 from .bertscore import BertScore
 from .intervals import Array, Interval, difference, interval, ratio
 from .items import DIMENSIONS, RETRIEVAL, Item
-from .judging import METRICS, REFERENCE, Metric, Row, Rows, affirmed, judge, letter
+from .judging import METRICS, REFERENCE, Metric, Row, Rows, affirmed, judge, meant
 from .retrieving import retrieval
 
 SCHEMA: Final = 1
@@ -310,9 +310,8 @@ def _confusion(pairs: Sequence[Pair]) -> dict[str, dict[str, int]] | None:
     for each in pairs:
         item = each.item
         if item.task == Task.CLOSED_VQA and item.groups.get("kind") == "abnormality":
-            given = letter(item, each.seen)
-            said = item.choices["ABCD".index(given)] if given else "no letter"
-            counts[item.choices["ABCD".index(item.letter)]][said] += 1
+            truth = item.choices["ABCD".index(item.letter)]
+            counts[truth][meant(item, each.seen) or "no choice"] += 1
     return {truth: dict(counts[truth]) for truth in sorted(counts)} or None
 
 
