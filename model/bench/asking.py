@@ -59,7 +59,6 @@ class Run:
     source: Source
     clip: Embedder | None = None
     clip_sha256: str | None = None
-    blind: bool = True
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -158,10 +157,9 @@ def _ask(run: Run, subject: Subject, journal: Journal, told: dict[str, Answer]) 
 
     for item, answer in _answered(run.lamed, subject.prepared, open_(IMAGE), subject.id):
         keep(f"{item.id}|{IMAGE}", _entry(item, IMAGE, answer, subject))
-    if run.blind:
-        grey = replace(subject.prepared, image=torch.full_like(subject.prepared.image, GREY))
-        for item, answer in _blind(run.lamed, grey, open_(BLIND), subject.id, told):
-            keep(f"{item.id}|{BLIND}", _entry(item, BLIND, answer, subject))
+    grey = replace(subject.prepared, image=torch.full_like(subject.prepared.image, GREY))
+    for item, answer in _blind(run.lamed, grey, open_(BLIND), subject.id, told):
+        keep(f"{item.id}|{BLIND}", _entry(item, BLIND, answer, subject))
     if run.clip and subject.report and journal.get(f"{digest}|{subject.id}|vectors") is None:
         keep(f"{subject.id}|vectors", _vectors(run.clip, subject))
     return fresh

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from model.data.commands import KINDS
 from model.data.sample import Task
 from model.errors import ModelError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 RESULTS: Final = "results.json"
 REPORT: Final = "report.html"
-KINDS: Final = ("cap", "vqa-closed", "vqa-open", "vqa-yes-no", "seg", "refseg")
 
 
 def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
