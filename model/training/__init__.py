@@ -2,6 +2,9 @@
 
 recipe       what a run is: a TOML file        examples    one image, all that is asked about it
 augment      how images vary                   packing     many questions behind one image
-objectives   what each stage minimises         running     transformers' Trainer, guarded
-lora         adapters in and merged out        commands    `lamed-model train`
+batches      examples to tensors               objectives  what each stage minimises
+prompts      SegVol's own, for the words       running     transformers' Trainer, guarded
+progress     how far a run is                  lora        adapters in and merged out
+stages       a recipe in, a checkpoint out     demo        the small checkpoint, from nothing
+shipping     and in half the bytes             commands    `lamed-model train`
 """

@@ -1,14 +1,16 @@
 """How images vary in training, and what must not: no mirror under words that name a side.
 
-Knows MONAI's transforms, scenes and samples. Of two that get the same random state both are the
+Words are never changed, so an image is not mirrored or turned along an axis that its words speak
+of. Knows MONAI's transforms, scenes and samples. Of two that get the same random state both are the
 same.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import radians
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from monai.transforms.compose import Compose
@@ -23,16 +25,40 @@ from numpy.typing import NDArray
 
 from model.data.corpus.scene import Scene
 from model.data.sample import Sample
+from model.errors import ModelError
 
 Random = np.random.Generator
+Arrays = dict[str, NDArray[Any]]
+UP_AND_DOWN: Final = re.compile(
+    r"\b((postero|antero|infero|supero)?(superior|inferior)(ly)?|upper(most)?|lower(most)?|top|bottom"
+    r"|above|below|beneath|apex|apices|apical|bas(e|es|al|ilar)|cranial(ly)?|cephal\w+|caudal(ly)?"
+    r"|craniocaudal|supra\w+|infra\w+|sub(phrenic|diaphragmatic|hepatic|pulmonic|carinal)"
+    r"|ascending|descending|proximal(ly)?|distal(ly)?|dome|head|feet|foot)\b",
+    re.IGNORECASE,
+)
+FRONT_AND_BACK: Final = re.compile(
+    r"\b((supero|infero|medio|latero)?(anterior|posterior)(ly)?|(antero|postero)\w+|ventral(ly)?"
+    r"|dorsal(ly)?|front|back|behind|retro\w+|pre(vertebral|sacral|aortic|carinal)|frontal"
+    r"|occipital|dependent|supine|prone|layering)\b",
+    re.IGNORECASE,
+)
+# The axis of each: slices, rows, columns of pictures as they are displayed.
+PLANES: Final = {
+    "axial": {UP_AND_DOWN: 0, FRONT_AND_BACK: 1},
+    "coronal": {UP_AND_DOWN: 1, FRONT_AND_BACK: 0},
+    "sagittal": {UP_AND_DOWN: 1, FRONT_AND_BACK: 2},
+}
+AXES: Final = (0, 1, 2)
+IN_PLANE: Final = (1, 2)
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What varies: `none`, `mild` (places and intensities a little, no mirror) or `reference`.
+    """What varies: `none`, `mild` or `reference`.
 
-    `reference` is what the paper's training did (turns by 90 degrees, mirrors, intensities), with
-    turns and mirrors left out where words name a side or a box.
+    `mild` is for scenes: places and intensities a little, no mirror. `reference` is for samples,
+    what the paper's training did: turns by 90 degrees, mirrors, intensities; but no turns and no
+    mirrors where words name a side or a box, nor along an axis that words speak of.
     """
 
     kind: str = "none"
@@ -41,7 +67,9 @@ class Augment:
         """Vary a scene; organs and findings move with the image."""
         if self.kind == "none":
             return scene
-        arrays: dict[str, NDArray[Any]] = {
+        if self.kind != "mild":
+            raise ModelError(f"scenes vary none or mild, not {self.kind!r}")
+        arrays: Arrays = {
             "image": scene.image[None],
             "labels": scene.labels[None],
             "planted": scene.planted[None],
@@ -64,10 +92,16 @@ class Augment:
         """Vary a sample's image (1, D, H, W) and its masks (D, H, W)."""
         if self.kind == "none":
             return image, list(masks)
+        if self.kind != "reference":
+            raise ModelError(f"samples vary none or reference, not {self.kind!r}")
         there = [each for each in masks if each is not None]
-        arrays = {"image": image, "masks": np.stack([*there, np.zeros(image.shape[1:], bool)])}
-        if not any(each.sided or each.box for each in group):
-            arrays = self._run(self._turns, arrays, random)
+        arrays: Arrays = {
+            "image": image,
+            "masks": np.stack([*there, np.zeros(image.shape[1:], bool)]),
+        }
+        free = free_axes(group)
+        if free:
+            arrays = self._run(_turns(free), arrays, random)
         arrays = self._run(self._intensities, arrays, random)
         moved = iter(arrays["masks"])
         return (
@@ -75,9 +109,7 @@ class Augment:
             [None if each is None else np.ascontiguousarray(next(moved) > 0) for each in masks],
         )
 
-    def _run(
-        self, transform: Compose, arrays: dict[str, NDArray[Any]], random: Random
-    ) -> dict[str, NDArray[Any]]:
+    def _run(self, transform: Compose, arrays: Arrays, random: Random) -> Arrays:
         transform.set_random_state(seed=int(random.integers(1 << 31)))
         return {key: np.asarray(value) for key, value in transform(arrays).items()}
 
@@ -104,16 +136,6 @@ class Augment:
         )
 
     @cached_property
-    def _turns(self) -> Compose:
-        keys = ("image", "masks")
-        return Compose(
-            [
-                RandRotate90d(keys, prob=0.5, spatial_axes=(1, 2)),
-                *(RandFlipd(keys, prob=0.1, spatial_axis=axis) for axis in range(3)),
-            ]
-        )
-
-    @cached_property
     def _intensities(self) -> Compose:
         return Compose(
             [
@@ -121,3 +143,26 @@ class Augment:
                 RandShiftIntensityd("image", offsets=0.1, prob=0.5),
             ]
         )
+
+
+def free_axes(group: Sequence[Sample]) -> tuple[int, ...]:
+    """Tell along which axes an image may be mirrored under all that is said about it.
+
+    Which axis a word speaks of is known by the plane that the image's file names; where it names
+    none, any word of place holds all axes.
+    """
+    if any(each.sided or each.box for each in group):
+        return ()
+    text = " ".join(f"{each.question} {each.answer}" for each in group)
+    plane = re.match(r"[a-z]+", group[0].image.stem.lower())
+    axes = PLANES.get(plane[0] if plane else "", {})
+    spoken = [words for words in (UP_AND_DOWN, FRONT_AND_BACK) if words.search(text)]
+    if any(words not in axes for words in spoken):
+        return ()
+    return tuple(axis for axis in AXES if axis not in {axes[words] for words in spoken})
+
+
+def _turns(free: Sequence[int]) -> Compose:
+    keys = ("image", "masks")
+    turn = [RandRotate90d(keys, prob=0.5, spatial_axes=IN_PLANE)] if {*IN_PLANE} <= {*free} else []
+    return Compose([*turn, *(RandFlipd(keys, prob=0.1, spatial_axis=axis) for axis in free)])

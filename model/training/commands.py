@@ -4,13 +4,16 @@ Knows words of a command; the work is done elsewhere, and imported when it is as
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 from model.errors import ModelError
 
-from .recipe import STAGES
+from . import recipe
 
-HELP = {
+EXTRAS: Final = ("accelerate", "peft", "tensorboard")
+HELP: Final = {
     "segment": "SegVol by itself, on the corpus",
     "contrastive": "M3D-CLIP: images and reports",
     "align": "the perceiver: images into the language model's words",
@@ -23,39 +26,8 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     stages = verbs.add_parser("train", help="train M3D, stage by stage").add_subparsers(
         required=True, metavar="STAGE"
     )
-    for stage in STAGES:
-        parser = stages.add_parser(stage, help=HELP[stage])
-        parser.set_defaults(command=_train, stage=stage)
-        parser.add_argument("--recipe", default="small", help="a known one's name, or a .toml file")
-        parser.add_argument(
-            "--start", type=Path, required=True, metavar="DIR", help="the checkpoint to begin with"
-        )
-        parser.add_argument(
-            "--vision",
-            type=Path,
-            metavar="DIR",
-            help="a checkpoint whose vision encoder is taken over",
-        )
-        parser.add_argument(
-            "--data", type=Path, metavar="DIR", help="the folder of the published sets"
-        )
-        parser.add_argument(
-            "--cache",
-            type=Path,
-            default=Path("run/pool"),
-            metavar="DIR",
-            help="where corpus patients are kept",
-        )
-        parser.add_argument(
-            "--out",
-            type=Path,
-            required=True,
-            metavar="DIR",
-            help="state of the run, and its checkpoint; a run that was killed goes on",
-        )
-        parser.add_argument("--name", default="", help="of the trained checkpoint")
-        parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
-        parser.add_argument("--json", action="store_true", help="machine-readable output")
+    for stage in recipe.STAGES:
+        _add_stage(stages.add_parser(stage, help=HELP[stage]), stage)
     demo = stages.add_parser("demo", help="the small checkpoint that ships, from nothing")
     demo.set_defaults(command=_demo)
     demo.add_argument("--out", type=Path, default=Path("run/demo"), metavar="DIR")
@@ -69,12 +41,39 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     shipping.add_argument("--json", action="store_true", help="machine-readable output")
 
 
+def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
+    parser.set_defaults(command=_train, stage=stage)
+    parser.add_argument("--recipe", default="small", help="a known one's name, or a .toml file")
+    folders = {
+        "--start": "the checkpoint to begin with",
+        "--out": "state of the run, and its checkpoint; a run that was killed goes on",
+        "--vision": "a checkpoint whose vision encoder is taken over",
+        "--data": "the folder of the prepared sets",
+    }
+    for name, told in folders.items():
+        needed = name in ("--start", "--out")
+        parser.add_argument(name, type=Path, required=needed, metavar="DIR", help=told)
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("run/pool"),
+        metavar="DIR",
+        help="where corpus patients are kept",
+    )
+    parser.add_argument("--name", default="", help="of the trained checkpoint")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
 def _train(arguments: argparse.Namespace) -> dict[str, object]:
-    from . import recipe, stages
+    _need_extras()
+    from . import stages
 
     chosen = recipe.read(recipe.find(arguments.stage, arguments.recipe))
     if chosen.stage != arguments.stage:
-        raise ModelError(f"{arguments.recipe} is a recipe of {chosen.stage}, not {arguments.stage}")
+        raise ModelError(
+            f"{arguments.recipe} is a recipe of {chosen.stage}, not of {arguments.stage}"
+        )
     places = stages.Places(
         arguments.start, arguments.out, arguments.vision, arguments.data, arguments.cache
     )
@@ -82,15 +81,25 @@ def _train(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _demo(arguments: argparse.Namespace) -> dict[str, object]:
+    _need_extras()
     from . import demo
 
     return demo.run(arguments.out, arguments.cache)
 
 
 def _ship(arguments: argparse.Namespace) -> dict[str, object]:
+    _need_extras()
     from . import demo
     from .shipping import ship
 
     text = demo.CARD.read_text("utf-8")
     card = ship(arguments.source, arguments.out, text=text, results=arguments.results)
     return {"folder": str(arguments.out), **vars(card)}
+
+
+def _need_extras() -> None:
+    missing = [each for each in EXTRAS if find_spec(each) is None]
+    if missing:
+        raise ModelError(
+            f"training needs {', '.join(missing)}: pip install 'lamed-node[train]' brings them"
+        )

@@ -4,10 +4,11 @@ Every stage that is done is kept, one that was killed goes on; the whole can be 
 time and does what is left.
 """
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+
+import torch
 
 from model import checkpoint, small
 from model.network import build
@@ -15,39 +16,34 @@ from model.network import build
 from . import recipe, stages
 from .shipping import ship
 
-log = logging.getLogger(__name__)
-
 CARD: Final = recipe.RECIPES / "small.md"
 
 
 def run(out: Path, cache: Path) -> dict[str, Any]:
     """Run what is not yet done of all stages, and tell of the last one."""
-    from model.network import Lamed  # noqa: F401
-
     start, clip = out / "start", out / "clip-start"
     _once(start, lambda: small.init(start))
     _once(clip, lambda: _clip(clip))
-    segment = _stage("segment", out, cache, start)
-    contrastive = _stage("contrastive", out, cache, clip, vision=segment)
-    align = _stage("align", out, cache, segment, vision=contrastive)
-    tuned = _stage("tune", out, cache, align, prompts=out / "segment", name=small.NAME)
+    segment = _stage("segment", stages.Places(start, out / "segment", cache=cache))
+    places = stages.Places(clip, out / "contrastive", vision=segment, cache=cache)
+    contrastive = _stage("contrastive", places)
+    places = stages.Places(segment, out / "align", vision=contrastive, cache=cache)
+    align = _stage("align", places)
+    places = stages.Places(align, out / "tune", cache=cache, prompts=out / "segment")
+    tuned = _stage("tune", places, small.NAME)
     half = out / "half"
     _once(half, lambda: ship(tuned, half, text=CARD.read_text("utf-8")))
     return {"folder": str(half)}
 
 
-def _stage(stage: str, out: Path, cache: Path, start: Path, **more: Any) -> Path:  # noqa: ANN401 - fields of Places, and a name
-    done = out / stage / "checkpoint"
+def _stage(name: str, places: stages.Places, title: str = "") -> Path:
+    done = places.out / stages.CHECKPOINT
     if not done.exists():
-        title = more.pop("name", "")
-        places = stages.Places(start, out / stage, cache=cache, **more)
-        stages.run(recipe.read(recipe.find(stage, "small")), places, name=title)
+        stages.run(recipe.read(recipe.find(name, "small")), places, name=title)
     return done
 
 
 def _clip(out: Path) -> None:
-    import torch
-
     words = small.clip_words()
     config = small.clip_config(len(words.splitlines()))
     with torch.random.fork_rng(devices=[]):

@@ -21,7 +21,9 @@ from model.data.corpus.organs import ORGANS
 from model.data.corpus.scene import Pool, Scene
 from model.data.sample import Box, Sample, Task, load_image, load_mask
 from model.data.tokens import Layout, Tokens, encode
-from model.tokenizer import BOX_END, BOX_START, Tokenizer
+from model.errors import ModelError
+from model.network.config import Size
+from model.tokenizer import BOX_END, BOX_START, SEG, Tokenizer
 
 from .augment import Augment
 
@@ -72,15 +74,21 @@ class Stream(Dataset[Example]):
     source: Source
     length: int
     seed: int = 0
+    _last: tuple[int, NDArray[np.int64]] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, place: int) -> Example:
         turn, within = divmod(place, len(self.source))
-        order = np.random.default_rng([self.seed, turn]).permutation(len(self.source))
         random = np.random.default_rng([self.seed, 1, place])
-        return self.source.example(int(order[within]), random)
+        return self.source.example(int(self._order(turn)[within]), random)
+
+    def _order(self, turn: int) -> NDArray[np.int64]:
+        if self._last is None or self._last[0] != turn:
+            random = np.random.default_rng([self.seed, turn])
+            self._last = turn, random.permutation(len(self.source))
+        return self._last[1]
 
 
 @dataclass
@@ -109,9 +117,9 @@ class Patients:
         image = scene.image[None]
         if self.outlines:
             return Example(image, classes=classes(scene), outlined=self._outlined(scene, random))
-        if self.tokenizer is None:
+        if self.tokenizer is None or self.layout is None:
             return Example(image, report=telling.report(scene.truth))
-        return self._asked(scene, random)
+        return self._asked(scene, random, self.tokenizer, self.layout)
 
     def _scene(self, number: int) -> Scene:
         for pool, seeds in self.pools:
@@ -130,17 +138,23 @@ class Patients:
         chosen += [str(each) for each in organs[: self.outlines - len(chosen)]]
         return tuple((number_of(each), scene.mask(each)) for each in chosen)
 
-    def _asked(self, scene: Scene, random: Random) -> Example:
-        assert self.tokenizer is not None and self.layout is not None  # noqa: S101, PT018 - `example` looked
-        asked = list(self._turns(scene, random))
-        tokens = [encode(sample_of(scene, turn), self.tokenizer, self.layout) for turn, _ in asked]
+    def _asked(self, scene: Scene, random: Random, tokenizer: Tokenizer, layout: Layout) -> Example:
+        asked = self._turns(scene, random)
+        if not asked:
+            wanted = ", ".join(self.tasks or Task)
+            raise ModelError(
+                f"patient {scene.truth.seed}: expected a question of {wanted}, got none"
+            )
+        tokens = [
+            _tokens(sample_of(scene, turn), tokenizer, layout, draws=mask is not None)
+            for turn, mask in asked
+        ]
+        drawn = [turn.target for turn, mask in asked if mask is not None]
         return Example(
             scene.image[None],
             tuple(tokens),
             tuple(mask for _, mask in asked),
-            tuple(
-                number_of(turn.target) for turn, mask in asked if mask is not None and turn.target
-            ),
+            tuple(number_of(each) for each in drawn if each is not None),
             telling.report(scene.truth),
         )
 
@@ -174,7 +188,8 @@ class Patients:
 class Samples:
     """Prepared samples of M3D-Data: those of one image stand behind it together.
 
-    Without a tokenizer only images and their reports are given.
+    Without a tokenizer only images and their reports are given. `questions` is how many are asked
+    of an image at once, `masks` how many of them draw. `grid` is what images must be.
     """
 
     samples: Sequence[Sample]
@@ -182,6 +197,8 @@ class Samples:
     layout: Layout | None = None
     questions: int = 1
     augment: Augment = field(default_factory=Augment)
+    masks: int = 0
+    grid: Size | None = None
 
     def __post_init__(self) -> None:
         ordered = sorted(self.samples, key=lambda each: str(each.image))
@@ -200,13 +217,27 @@ class Samples:
         """Load an image and its masks; vary both alike, and nothing that words speak of."""
         group = self._groups[number]
         image = load_image(group[0])
-        masks = [load_mask(each)[0] if each.mask else None for each in group]
+        if self.grid is not None and image.shape[1:] != self.grid:
+            raise group[0].error(f"an image {(1, *self.grid)}", f"{image.shape}")
+        masks = [
+            _mask(each, image) if draws else None for each, draws in self._draws(group, random)
+        ]
         image, masks = self.augment.samples(image, masks, group, random)
         report = next((each.answer for each in group if each.task is Task.CAPTION), "")
         if self.tokenizer is None or self.layout is None:
             return Example(image, report=report)
-        tokens = tuple(encode(each, self.tokenizer, self.layout) for each in group)
+        tokens = tuple(
+            _tokens(each, self.tokenizer, self.layout, draws=mask is not None)
+            for each, mask in zip(group, masks, strict=True)
+        )
         return Example(image, tokens, tuple(masks), report=report)
+
+    def _draws(self, group: Sequence[Sample], random: Random) -> list[tuple[Sample, bool]]:
+        """Choose which questions draw: no more than `masks` of them."""
+        could = [index for index, each in enumerate(group) if each.mask]
+        if len(could) > self.masks:
+            could = [could[int(index)] for index in random.permutation(len(could))[: self.masks]]
+        return [(each, index in could) for index, each in enumerate(group)]
 
 
 def sample_of(scene: Scene, turn: telling.Turn) -> Sample:
@@ -229,6 +260,24 @@ def sample_of(scene: Scene, turn: telling.Turn) -> Sample:
         absent=turn.absent,
         side=turn.side,
     )
+
+
+def _tokens(sample: Sample, tokenizer: Tokenizer, layout: Layout, *, draws: bool) -> Tokens:
+    tokens = encode(sample, tokenizer, layout)
+    if draws and tokenizer.added[SEG] not in tokens.input_ids:
+        cut = len(tokens.input_ids) >= layout.max_length
+        raise sample.error(
+            f"{SEG} in the answer, within {layout.max_length} tokens",
+            "an answer that is cut before it" if cut else repr(sample.answer),
+        )
+    return tokens
+
+
+def _mask(sample: Sample, image: NDArray[np.float32]) -> Mask:
+    mask: Mask = load_mask(sample)[0]
+    if mask.shape != image.shape[1:]:
+        raise sample.error(f"a mask {image.shape[1:]}, as its image", f"{mask.shape}")
+    return mask
 
 
 def box_of(mask: Mask) -> Box:
@@ -265,7 +314,7 @@ def weights(patients: Patients) -> NDArray[np.float32]:
 
 
 def number_of(target: str | Finding) -> int:
-    """Give the number that `classes` has for an organ or a kind of finding."""
+    """Give the number that an organ or a kind of finding has in `classes`."""
     if isinstance(target, str):
         return ORGANS[target].number
     return FIRST_KIND + list(KINDS).index(target.kind)

@@ -3,7 +3,7 @@
 Knows modules; the names of the merged network are those it had before.
 """
 
-from dataclasses import dataclass
+import re
 from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
@@ -13,14 +13,7 @@ from torch import nn
 from model.errors import ModelError
 from model.network import Lamed
 
-
-@dataclass(frozen=True)
-class Lora:
-    """Rank, alpha and dropout as in the paper's sample script (16, 32, 0.05)."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
+from .recipe import Lora
 
 
 def inject(network: Lamed, lora: Lora) -> None:
@@ -36,7 +29,8 @@ def inject(network: Lamed, lora: Lora) -> None:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=names,
+        # Whole names: SegVol's decoder has layers whose names end alike.
+        target_modules="|".join(map(re.escape, names)),
         bias="none",
     )
     inject_adapter_in_model(config, network.model)

@@ -1,9 +1,9 @@
 """What each stage minimises. Knows networks and batches of tensors; neither files nor words."""
 
-from typing import Final
+from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name
 
 from model.data.tokens import IGNORED
@@ -56,30 +56,38 @@ class Segmenting(nn.Module):
         parts = self.cells(tokens).reshape(
             len(tokens), depth, height, width, CLASSES, FINER, FINER, FINER
         )
-        cells: Tensor = (
-            parts.permute(0, 4, 1, 5, 2, 6, 3, 7)
-            .reshape(len(tokens), CLASSES, *(FINER * each for each in self.segvol.grid))
-            .float()
-        )
-        return cells
+        size = [FINER * each for each in self.segvol.grid]
+        cells: Tensor = parts.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(tokens), CLASSES, *size)
+        return cells.float()
 
 
 class Matching(nn.Module):
-    """M3D-CLIP: which report belongs to which image."""
+    """M3D-CLIP: which report belongs to which image, among those of all processes."""
 
     def __init__(self, clip: M3DCLIP) -> None:
         super().__init__()
         self.clip = clip
 
     def forward(
-        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor, same: Tensor
+        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor, reports: Tensor
     ) -> Parts:
-        """Give the loss; `same` (B, B) is true where a report is also that of the other image."""
-        logits = self.clip(images, input_ids, attention_mask).logits.float()
+        """Give the loss; equal numbers in `reports` (B,) are the same report.
+
+        Every process has the loss of all pairs, so that the mean of the gradients, which is what
+        processes exchange, is the gradient of one process that has the whole batch.
+        """
+        clip = self.clip
+        seen = everywhere(clip.encode_image(images)[:, 0].float())
+        read = everywhere(clip.encode_text(input_ids, attention_mask)[:, 0].float())
+        number = everywhere(reports)
+        with torch.autocast(seen.device.type, enabled=False):
+            # Not exp(logit_scale): the released one was trained so.
+            logits = clip.logit_scale * seen @ read.T
+        same = number[:, None] == number[None, :]
         right = same.float() / same.sum(dim=1, keepdim=True)
         loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
         found = same.gather(1, logits.argmax(dim=1, keepdim=True)).float().mean()
-        return {"loss": loss, "found": found, "scale": self.clip.logit_scale}
+        return {"loss": loss, "found": found, "scale": clip.logit_scale}
 
 
 class Speaking(nn.Module):
@@ -115,15 +123,64 @@ class Speaking(nn.Module):
             network.lm_head(hidden[:, :-1][asked]).float(), labels[:, 1:][asked]
         )
         if masks is None or not len(rows):
-            return {"loss": spoken, "language": spoken}
+            return {"loss": spoken + self._no_mask(images, hidden), "language": spoken}
         drawn, back = torch.unique(rows, return_inverse=True)
         tokens = network.encode_segmentation(images[drawn])[back]
         logits = network.segment(tokens, hidden[rows, places])[:, 0].float()
         dice, bce = mask_losses(logits, masks)
         return {"loss": spoken + dice + bce, "language": spoken, "dice": dice, "bce": bce}
 
+    def _no_mask(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """Let SegVol take part in a step without masks, weighed 0, where others may have some.
+
+        Processes that share its weights exchange them when it runs, so it runs in all or in none.
+        """
+        seg = self.network.config.segvol
+        if seg is None or not _several() or not any(map(_learns, self._mask_parts())):
+            return hidden.new_zeros(())
+        tokens = self.network.encode_segmentation(images[:1])
+        return 0 * self.network.segment(tokens, hidden[:1, 0]).float().mean()
+
+    def _mask_parts(self) -> tuple[nn.Module, nn.Module]:
+        return self.network.model.seg_module, self.network.model.seg_projector
+
 
 def mask_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Dice and BCE of (N, D, H, W)."""
     wanted = masks.to(logits)
     return dice_loss(logits, wanted), F.binary_cross_entropy_with_logits(logits, wanted)
+
+
+def everywhere(own: Tensor) -> Tensor:
+    """Put the rows of all processes one under the other, in the order of their ranks."""
+    return _Everywhere.apply(own) if _several() else own  # type: ignore[no-untyped-call]
+
+
+class _Everywhere(torch.autograd.Function):
+    """Rows of all processes; each gets back what all processes' losses say about its own."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:  # noqa: ANN401 - torch's own
+        context.rows = len(own)
+        parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401 - torch's own
+        summed = gradients[0].contiguous().clone()
+        distributed.all_reduce(summed)
+        first = distributed.get_rank() * context.rows
+        return summed[first : first + context.rows]
+
+
+def _several() -> bool:
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(each.requires_grad for each in module.parameters())

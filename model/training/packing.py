@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from model.data.tokens import IGNORED, Layout
+from model.errors import ModelError
 
 from .examples import Example
 
@@ -35,7 +36,15 @@ class Packs:
 
 
 def pack(examples: Sequence[Example], layout: Layout, seg_id: int) -> Packs:
-    """Put the questions of each example behind its image."""
+    """Put the questions of each example behind its image.
+
+    Raises
+    ------
+    ModelError
+        An example asks nothing.
+    """
+    if not all(each.tokens for each in examples):
+        raise ModelError("expected a question behind each image, got none")
     prefix = 1 + layout.image_tokens
     width = max(prefix + sum(len(t.input_ids) - prefix for t in each.tokens) for each in examples)
     shape = (len(examples), width)

@@ -86,5 +86,6 @@ def _fitted(network: Lamed, states: Tensor, wanted: Tensor) -> float:
         loss: Tensor = F.mse_loss(projector(states), wanted)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+    optimiser.zero_grad()
     with torch.no_grad():
         return float(F.cosine_similarity(projector(states), wanted).mean())

@@ -5,27 +5,47 @@ Knows names and numbers; neither networks nor data. The paper's recipes and the 
 """
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, dataclass, fields
+from math import isfinite
 from pathlib import Path
-from typing import Any, Final
+from types import UnionType
+from typing import Any, Final, TypeVar, get_args
 
 from model.data.sample import Task
 from model.errors import ModelError
 
-from .lora import Lora
-
 RECIPES: Final = Path(__file__).parent / "recipes"
 STAGES: Final = ("segment", "contrastive", "align", "tune")
+SPEAKING: Final = ("align", "tune")  # the stages that ask questions
 PARTS: Final = ("vision", "projector", "embed", "head", "language", "seg_projector", "segvol")
 SETS: Final = ("cap", "vqa-closed", "vqa-open", "vqa-yes-no", "seg", "refseg")
-SIMPLE: Final[Mapping[Any, tuple[type, ...]]] = {
-    int: (int,),
-    float: (int, float),
-    str: (str,),
-    bool: (bool,),
-}
+MASKED: Final = ("seg", "refseg")
 AUGMENTS: Final = ("none", "mild", "reference")
+SCHEDULES: Final = ("cosine", "linear", "constant", "constant_with_warmup")
+PRECISIONS: Final = ("fp32", "bf16")
+# Keys that only some stages look at: elsewhere they would be ignored without a word.
+ONLY: Final = {
+    "train": SPEAKING,
+    "lora": SPEAKING,
+    "questions": SPEAKING,
+    "masks": SPEAKING,
+    "tasks": SPEAKING,
+    "gradient_checkpointing": SPEAKING,
+    "outlines": ("segment",),
+    "scale": ("contrastive",),
+}
+Table = TypeVar("Table")
+Rule = tuple[bool, str]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Rank, alpha and dropout as in the paper's sample script (16, 32, 0.05)."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,11 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Published:
-    """One data set in a published layout: what it is, and its file within the data folder."""
+    """One data set in a published layout: what it is, and its file within the data folder.
+
+    The paths in the lists of M3D-Cap and M3D-VQA begin in the data folder, those of M3D-Seg and
+    M3D-RefSeg in the set's own.
+    """
 
     kind: str
     file: str
@@ -57,10 +81,13 @@ class Recipe:
     lora
         Adapters on the language model, which itself rests.
     steps, epochs
-        How long: one of them.
+        How long: one of them. A step of the optimiser takes `batch` x `accumulate` examples in
+        every process.
     questions, masks, outlines
         At most so many questions behind one image, so many of them with a mask; masks of an image
         in SegVol's own training.
+    tasks
+        Ask these only; nothing: all that there is.
     """
 
     stage: str
@@ -89,7 +116,6 @@ class Recipe:
     scale: float | None = None
     corpus: Corpus | None = None
     sets: tuple[Published, ...] = ()
-    network: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find(stage: str, name: str) -> Path:
@@ -120,10 +146,18 @@ def read(path: Path) -> Recipe:
         raise ModelError(f"{path} is no recipe: {error}") from error
     try:
         recipe = _recipe(told)
-        _check(recipe)
+        check(recipe)
+        _check_keys(recipe, told)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     return recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ModelError for the first value that is out of its range or fits no other."""
+    for holds, expected in (*_ranges(recipe), *_names(recipe), *_fits(recipe)):
+        if not holds:
+            raise ModelError(expected)
 
 
 def _recipe(told: dict[str, Any]) -> Recipe:
@@ -131,65 +165,110 @@ def _recipe(told: dict[str, Any]) -> Recipe:
     for key, kind in (("corpus", Corpus), ("lora", Lora)):
         if key in made:
             made[key] = _made(kind, made[key], key)
-    made["sets"] = tuple(_made(Published, each, "sets") for each in made.get("sets", []))
-    made["train"] = tuple(made.get("train", ()))
+    made["sets"] = tuple(_made(Published, each, "sets") for each in _list(made, "sets"))
+    made["train"] = tuple(_list(made, "train"))
     try:
-        made["tasks"] = tuple(Task(each) for each in made.get("tasks", ()))
+        made["tasks"] = tuple(Task(each) for each in _list(made, "tasks"))
     except ValueError as error:
         raise ModelError(f"tasks must be of {', '.join(Task)}: {error}") from error
-    recipe: Recipe = _made(Recipe, made, "recipe")
-    return recipe
+    return _made(Recipe, made, "recipe")
 
 
-def _made(kind: type[Any], told: object, where: str) -> Any:  # noqa: ANN401 - of the kind that was asked for
-    known: dict[str, Any] = {each.name: each.type for each in fields(kind)}
+def _list(told: dict[str, Any], key: str) -> list[Any]:
+    found = told.get(key, [])
+    if not isinstance(found, list):
+        raise ModelError(f"{key} must be a list, not {found!r}")
+    return found
+
+
+def _made(kind: type[Table], told: object, where: str) -> Table:
+    """Make a table of its keys: every one known and of its type, none missing."""
+    known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(told, dict):
         raise ModelError(f"{where} must be a table, not {told!r}")
-    foreign = sorted(set(told) - set(known))
-    if foreign:
-        raise ModelError(f"{where} has no key {foreign[0]!r}; known are {', '.join(known)}")
     for key, value in told.items():
-        wanted: tuple[type, ...] = SIMPLE.get(known[key], ())
-        if wanted and (
-            not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)
-        ):
-            raise ModelError(f"{where}: {key} must be {known[key].__name__}, not {value!r}")
-    try:
-        return kind(**told)
-    except TypeError as error:
-        raise ModelError(f"{where}: {error}") from error
+        if key not in known:
+            raise ModelError(f"{where} has no key {key!r}; known are {', '.join(known)}")
+        _check_type(f"{where}: {key}", value, known[key].type)
+    missing = [name for name, each in known.items() if each.default is MISSING and name not in told]
+    if missing:
+        raise ModelError(f"{where} must have {', '.join(missing)}")
+    return kind(**told)
 
 
-def _check(recipe: Recipe) -> None:
-    rules = (
-        (recipe.stage in STAGES, f"stage must be of {', '.join(STAGES)}, not {recipe.stage!r}"),
-        (
-            set(recipe.train) <= set(PARTS),
-            f"train must be of {', '.join(PARTS)}, not {recipe.train}",
-        ),
-        (bool(recipe.steps) != bool(recipe.epochs), "steps or epochs must be given, one of them"),
-        (bool(recipe.corpus) != bool(recipe.sets), "corpus or sets must be given, one of them"),
-        (
-            recipe.augment in AUGMENTS,
-            f"augment must be of {', '.join(AUGMENTS)}, not {recipe.augment!r}",
-        ),
-        (all(each.kind in SETS for each in recipe.sets), f"sets are of kind {', '.join(SETS)}"),
-        (
-            min(recipe.batch, recipe.accumulate, recipe.questions) > 0,
-            "batch, accumulate and questions must be 1 or more",
-        ),
-        (recipe.learning_rate > 0, f"learning_rate must be above 0, not {recipe.learning_rate}"),
-        (
-            recipe.precision in ("fp32", "bf16"),
-            f"precision must be fp32 or bf16, not {recipe.precision!r}",
-        ),
-        (
-            not (recipe.lora and "language" in recipe.train),
-            "the language model learns by lora or whole, not both",
-        ),
-        (recipe.stage in ("segment", "contrastive") or bool(recipe.train), "train names no part"),
-        (recipe.stage != "segment" or bool(recipe.corpus), "segment learns from the corpus"),
+def _check_type(name: str, value: object, kind: Any) -> None:  # noqa: ANN401 - as dataclasses say
+    known = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    plain = next((each for each in known if each in (int, float, str, bool)), None)
+    if plain is None:
+        return
+    allowed = (int, float) if plain is float else plain
+    right = isinstance(value, allowed) and isinstance(value, bool) is (plain is bool)
+    if not right or (isinstance(value, float) and not isfinite(value)):
+        raise ModelError(f"{name} must be {plain.__name__}, not {value!r}")
+
+
+def _check_keys(recipe: Recipe, told: Iterable[str]) -> None:
+    for key in told:
+        stages = ONLY.get(key, STAGES)
+        if recipe.stage not in stages:
+            raise ModelError(
+                f"{key} is for {' and '.join(stages)}; {recipe.stage} has no use of it"
+            )
+
+
+def _ranges(recipe: Recipe) -> Iterator[Rule]:
+    for name in ("batch", "accumulate", "questions", "log_every", "save_every", "outlines"):
+        value = getattr(recipe, name)
+        yield value >= 1, f"{name} must be 1 or more, not {value}"
+    for name in ("steps", "epochs", "weight_decay", "clip", "seed", "workers", "masks"):
+        value = getattr(recipe, name)
+        yield value >= 0, f"{name} must be 0 or more, not {value}"
+    rate, scale = recipe.learning_rate, recipe.scale
+    yield rate > 0, f"learning_rate must be above 0, not {rate}"
+    yield 0 <= recipe.warmup < 1, f"warmup must be a part of the steps, not {recipe.warmup}"
+    yield scale is None or scale > 0, f"scale must be above 0, not {scale}"
+    if recipe.lora:
+        rank, alpha, dropout = recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout
+        yield min(rank, alpha) >= 1, f"lora: rank and alpha must be 1 or more, not {rank}, {alpha}"
+        yield 0 <= dropout < 1, f"lora: dropout must be 0 to 1, not {dropout}"
+    if recipe.corpus:
+        counts = (recipe.corpus.phantoms, recipe.corpus.scans, recipe.corpus.first)
+        yield min(counts) >= 0, f"corpus: numbers must be 0 or more, not {counts}"
+        yield sum(counts[:2]) > 0, "corpus: there must be a patient"
+
+
+def _names(recipe: Recipe) -> Iterator[Rule]:
+    for name, value, known in (
+        ("stage", recipe.stage, STAGES),
+        ("augment", recipe.augment, AUGMENTS),
+        ("schedule", recipe.schedule, SCHEDULES),
+        ("precision", recipe.precision, PRECISIONS),
+        *(("train", each, PARTS) for each in recipe.train),
+        *(("sets: kind", each.kind, SETS) for each in recipe.sets),
+    ):
+        yield value in known, f"{name} must be of {', '.join(known)}, not {value!r}"
+
+
+def _fits(recipe: Recipe) -> Iterator[Rule]:
+    stage, kinds = recipe.stage, {each.kind for each in recipe.sets}
+    yield bool(recipe.steps) != bool(recipe.epochs), "steps or epochs must be given, one of them"
+    yield bool(recipe.corpus) != bool(recipe.sets), "corpus or sets must be given, one of them"
+    yield (
+        recipe.save_every % recipe.log_every == 0,  # or the line across a kill would be another
+        f"save_every must be a multiple of log_every, {recipe.log_every}, not {recipe.save_every}",
     )
-    for holds, expected in rules:
-        if not holds:
-            raise ModelError(expected)
+    yield stage not in SPEAKING or bool(recipe.train or recipe.lora), "train names no part"
+    yield (
+        not (recipe.lora and "language" in recipe.train),
+        "the language model learns by lora or whole, not both",
+    )
+    yield (
+        recipe.masks <= recipe.questions,
+        f"masks must be at most questions, {recipe.questions}, not {recipe.masks}",
+    )
+    yield stage != "segment" or bool(recipe.corpus), "segment learns from the corpus"
+    yield stage != "contrastive" or kinds <= {"cap"}, "contrastive learns from sets of kind cap"
+    yield (
+        recipe.augment != ("reference" if recipe.corpus else "mild"),
+        f"augment is none or mild for the corpus, reference for sets, not {recipe.augment!r}",
+    )

@@ -11,16 +11,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from transformers import set_seed
 
 from model import checkpoint
-from model.card import Card
 from model.clip import Words
 from model.data import cap, refseg, seg, vqa
 from model.data.corpus.scan import Scan
@@ -32,20 +31,19 @@ from model.network import M3DCLIP, Lamed
 from model.network.config import Size
 from model.tokenizer import read_tokenizer
 
-from . import lora
+from . import lora, prompts
 from .augment import Augment
 from .batches import Outlines, Pairs, Questions
 from .examples import Patients, Samples, Source, Stream, weights
 from .objectives import FINER, Matching, Segmenting, Speaking
-from .prompts import fit, save
-from .recipe import Published, Recipe
-from .running import Run, last_state, train
+from .recipe import Published, Recipe, check
+from .running import Run, forget_states, last_state, train
 
 CPU: Final = torch.device("cpu")
 OUTLINED: Final = 24  # questions behind an image while SegVol's prompts are fitted
-log = logging.getLogger(__name__)
+STATE, CHECKPOINT = "recipe.json", "checkpoint"  # in the folder of a run
 
-STATE: Final = "recipe.json"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,31 +73,45 @@ def run(recipe: Recipe, places: Places, *, device: str = "auto", name: str = "")
         The recipe does not fit the checkpoint or the data, the run in `out` is of another recipe,
         or training broke down.
     """
+    check(recipe)
     _remember(recipe, places)
+    config = checkpoint.read_config(places.start)
+    if (places.out / CHECKPOINT).exists():
+        return _done(places)
+    network, objective, source, collate = _begun(recipe, places)
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # the launcher's word
+    how = _how(recipe, steps_of(recipe, len(source), world), device)
+    stream = Stream(source, how.examples * world, recipe.seed)
+    spread = dict[str, Tensor]()
+    log = train(objective.train(), stream, collate, how, places.out, spread.update)
+    told = {"steps": how.steps, **_last(log)}
+    if int(os.environ.get("RANK", "0")):  # the first process writes for all
+        return told
+    if spread:  # what its parts are left in is of use to nobody else
+        network, objective, *_ = _begun(recipe, places)
+        objective.load_state_dict(spread)
+    if isinstance(objective, Segmenting):
+        prompts.save(objective.prompts.weight, places.out)
+    _write(recipe, network.eval().to(CPU), config, places, name)
+    forget_states(places.out)
+    return told | _done(places)
+
+
+def _begun(recipe: Recipe, places: Places) -> tuple[Lamed | M3DCLIP, nn.Module, Source, Any]:
+    """Give the network as it begins, its objective, and where its batches come from."""
+    set_seed(recipe.seed)  # what is added to the network begins at random
     config = checkpoint.read_config(places.start)
     network = checkpoint.network_from(places.start, config, CPU, torch.float32)
     if places.vision is not None:
         take_vision(network, places.vision)
     stage = {"segment": _segment, "contrastive": _contrastive}.get(recipe.stage, _speak)
-    objective, source, collate = stage(recipe, network, places)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = recipe.steps or -(
-        -recipe.epochs * len(source) // (recipe.batch * recipe.accumulate * world)
-    )
-    how = _how(recipe, steps, device)
-    log = train(
-        objective.train(),
-        Stream(source, how.examples * world, recipe.seed),
-        collate,
-        how,
-        places.out,
-    )
-    if int(os.environ.get("RANK", "0")):  # the first process writes for all
-        return {"folder": str(places.out / "checkpoint"), "steps": steps}
-    if isinstance(objective, Segmenting):
-        save(objective.prompts.weight, places.out)
-    card = _write(recipe, network.eval().to(CPU), config, places, name)
-    return {"folder": str(places.out / "checkpoint"), "steps": steps, **_last(log), **vars(card)}
+    return network, *stage(recipe, network, places)
+
+
+def steps_of(recipe: Recipe, examples: int, world: int) -> int:
+    """Tell how many steps a recipe takes with so many examples in so many processes."""
+    each = recipe.batch * recipe.accumulate * world
+    return recipe.steps or -(-recipe.epochs * examples // each)
 
 
 def take_vision(network: Lamed | M3DCLIP, folder: Path) -> None:
@@ -154,7 +166,7 @@ def freeze(network: Lamed, recipe: Recipe) -> None:
         if part not in parts:
             raise ModelError(f"the network has no {part} to train")
         for module in parts[part]:
-            module.requires_grad_()
+            module.requires_grad_(requires_grad=True)
 
 
 def _segment(
@@ -164,7 +176,7 @@ def _segment(
         raise ModelError("segment trains a network with a segmentation module")
     encoder = network.config.segvol.encoder
     step = tuple(each // FINER for each in encoder.patch_size)
-    if any(each % FINER for each in encoder.patch_size[:1]) or 0 in step:
+    if any(each % FINER for each in encoder.patch_size):
         raise ModelError(f"patch_size must be whole cells of {FINER}, not {encoder.patch_size}")
     source = _patients(recipe, places, encoder.image_size)
     z, y, x = step
@@ -181,7 +193,9 @@ def _contrastive(
         network.logit_scale.data.fill_(recipe.scale)
     grid = network.config.vision.image_size
     source: Source = (
-        _patients(recipe, places, grid) if recipe.corpus else Samples(_samples(recipe, places))
+        _patients(recipe, places, grid)
+        if recipe.corpus
+        else Samples(read_samples(recipe, places), augment=Augment(recipe.augment), grid=grid)
     )
     return Matching(network), source, Pairs(Words.read(places.start))
 
@@ -191,9 +205,14 @@ def _speak(
 ) -> tuple[nn.Module, Source, Any]:
     if not isinstance(network, Lamed):
         raise ModelError(f"{recipe.stage} trains an M3D-LaMed")
+    if recipe.masks and network.config.segvol is None:
+        raise ModelError(f"the network cannot draw: masks must be 0, not {recipe.masks}")
     freeze(network, recipe)
     if recipe.gradient_checkpointing:
-        network.model.gradient_checkpointing_enable()
+        # transformers gave it another name within version 5.
+        model = network.model
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
     words, layout = read_tokenizer(places.start), Layout.of(network.config)
     if recipe.corpus:
         source: Source = replace(
@@ -202,17 +221,20 @@ def _speak(
         )  # fmt: skip
     else:
         source = Samples(
-            _samples(recipe, places), words, layout, recipe.questions, Augment(recipe.augment)
-        )
+            read_samples(recipe, places), words, layout, recipe.questions, Augment(recipe.augment),
+            recipe.masks, network.config.vision.image_size,
+        )  # fmt: skip
     collate = Questions(layout, network.config.seg_token_id)
     if places.prompts is not None and last_state(places.out) is None:
-        asked = (
-            replace(source, masks=OUTLINED, questions=OUTLINED)
-            if isinstance(source, Patients)
-            else source
-        )
-        log.info("prompts.fitted", extra={"cosine": fit(network, asked, collate, places.prompts)})
+        _fit_prompts(network, source, collate, places.prompts)
     return Speaking(network), source, collate
+
+
+def _fit_prompts(network: Lamed, source: Source, collate: Questions, table: Path) -> None:
+    if not isinstance(source, Patients):
+        raise ModelError("the words are fitted to SegVol's prompts on the corpus, not on sets")
+    asked = replace(source, masks=OUTLINED, questions=OUTLINED)
+    log.info("prompts.fitted", extra={"cosine": prompts.fit(network, asked, collate, table)})
 
 
 def _patients(recipe: Recipe, places: Places, grid: Size) -> Patients:
@@ -236,26 +258,32 @@ def _patients(recipe: Recipe, places: Places, grid: Size) -> Patients:
     )
 
 
-def _samples(recipe: Recipe, places: Places) -> list[Sample]:
+def read_samples(recipe: Recipe, places: Places) -> list[Sample]:
+    """Read the samples of the recipe's sets and tasks."""
     if places.data is None:
         raise ModelError("--data must name the folder of the prepared sets")
     found = [each for one in recipe.sets for each in _read(one, places.data, recipe.seed)]
+    if recipe.tasks:
+        found = [each for each in found if each.task in recipe.tasks]
     if not found:
-        raise ModelError(f"{places.data} holds no sample of the recipe's sets")
+        raise ModelError(f"{places.data} holds no sample of the recipe's sets and tasks")
     return found
 
 
 def _read(one: Published, data: Path, seed: int) -> list[Sample]:
     path = data / one.file
-    readers: dict[str, Callable[[], list[Sample]]] = {
-        "cap": lambda: cap.read(path, one.split, root=data, seed=seed),
-        "vqa-closed": lambda: vqa.read_closed(path, root=data),
-        "vqa-open": lambda: vqa.read_open(path, root=data),
-        "vqa-yes-no": lambda: vqa.read_yes_no(path, root=data),
-        "seg": lambda: seg.read(path.parents[1], path.stem, one.split, seed=seed),
-        "refseg": lambda: refseg.read(path, root=data),
+    if one.kind == "cap":
+        return cap.read(path, one.split, root=data, seed=seed)
+    if one.kind == "seg":
+        return seg.read(path.parent.parent, path.stem, one.split, seed=seed)
+    if one.kind == "refseg":
+        return refseg.read(path, root=path.parent)
+    tables = {
+        "vqa-closed": vqa.read_closed,
+        "vqa-open": vqa.read_open,
+        "vqa-yes-no": vqa.read_yes_no,
     }
-    return readers[one.kind]()
+    return tables[one.kind](path, root=data)
 
 
 def _how(recipe: Recipe, steps: int, device: str) -> Run:
@@ -279,16 +307,26 @@ def _how(recipe: Recipe, steps: int, device: str) -> Run:
 
 def _remember(recipe: Recipe, places: Places) -> None:
     """Refuse to go on with a run of another recipe."""
-    told = json.dumps(
-        asdict(recipe) | {"start": _digest(places.start)}, sort_keys=True, default=str
-    )
-    path = places.out / STATE
-    if path.exists() and path.read_text("utf-8") != told:
-        raise ModelError(
-            f"{places.out} holds a run of another recipe or start; choose another folder"
-        )
+    told = asdict(recipe) | {"start": _digest(places.start)}
+    if places.vision is not None:
+        told |= {"vision": _digest(places.vision)}
+    text, path = json.dumps(told, sort_keys=True, default=str), places.out / STATE
+    if path.exists():
+        before, now = json.loads(path.read_text("utf-8")), json.loads(text)
+        # Keys of another version are not compared.
+        changed = [key for key in sorted({*before} & {*now}) if before[key] != now[key]]
+        if changed:
+            raise ModelError(
+                f"{places.out} holds a run of another recipe or start: "
+                f"expected {changed[0]} {before[changed[0]]!r}, got {now[changed[0]]!r}; "
+                "choose another folder"
+            )
+        return
     places.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(told, "utf-8")
+    # Under another name first: several processes may begin at once, and each may be killed.
+    own = path.with_suffix(f".{os.getpid()}")
+    own.write_text(text, "utf-8")
+    own.replace(path)
 
 
 def _digest(folder: Path) -> str:
@@ -297,24 +335,29 @@ def _digest(folder: Path) -> str:
 
 def _write(
     recipe: Recipe, network: Lamed | M3DCLIP, config: dict[str, Any], places: Places, name: str
-) -> Card:
+) -> None:
     """Write the network in our layout: adapters merged, words as at the start."""
     if isinstance(network, Lamed) and recipe.lora is not None:
         lora.merge(network)
     words = checkpoint.WORDS if isinstance(network, Lamed) else checkpoint.CLIP_WORDS
-    out = places.out / "checkpoint"
-    if out.exists():
-        return checkpoint.read_card(out, config)
-    state: dict[str, Tensor] = network.state_dict()
-    return checkpoint.write(
-        out,
-        {key: value for key, value in config.items() if key != "untrained"},
-        state,
+    # Who has not learnt to answer and to draw stays marked: the last stage takes the mark away.
+    card = checkpoint.read_card(places.start, config)
+    begun = card.name.removesuffix("-untrained")
+    checkpoint.write(
+        places.out / CHECKPOINT,
+        config,
+        network.state_dict(),
         {each: (places.start / each).read_bytes() for each in words},
-        name=name or f"{places.start.name}-{recipe.stage}",
-        untrained=False,
+        name=name or f"{begun}-{recipe.stage}",
+        untrained=card.untrained and recipe.stage in ("segment", "align"),
         note=_note(recipe, places),
     )
+
+
+def _done(places: Places) -> dict[str, Any]:
+    folder = places.out / CHECKPOINT
+    card = checkpoint.read_card(folder, checkpoint.read_config(folder))
+    return {"folder": str(folder), **vars(card)}
 
 
 def _note(recipe: Recipe, places: Places) -> str:
