@@ -1,0 +1,183 @@
+"""What a step looks at: the same example at the same place, its masks where its words are."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import handful
+import numpy as np
+import pytest
+
+from model import small
+from model.data.corpus.scene import Pool
+from model.data.sample import DataError, Sample, Task
+from model.data.tokens import IGNORED, Layout
+from model.errors import ModelError
+from model.tokenizer import Tokenizer
+from model.training import examples
+from model.training.augment import Augment
+from model.training.examples import Example, Patients, Samples, Stream
+
+LAYOUT = Layout(image_tokens=8, eos_id=2, pad_id=2)
+
+
+@pytest.fixture(scope="module")
+def words() -> Tokenizer:
+    return small.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return Pool(tmp_path_factory.mktemp("pool"), handful.GRID)
+
+
+def patients(pool: Pool, words: Tokenizer | None, **given: object) -> Patients:
+    values: dict[str, object] = {"tokenizer": words, "layout": LAYOUT, "masks": 2} | given
+    return Patients([(pool, range(3))], Augment("mild"), **values)  # type: ignore[arg-type]
+
+
+def same(one: Example, two: Example) -> bool:
+    return (
+        np.array_equal(one.image, two.image)
+        and one.tokens == two.tokens
+        and one.report == two.report
+        and all(
+            np.array_equal(first, second) if first is not None else second is None
+            for first, second in zip(one.masks, two.masks, strict=True)
+        )
+    )
+
+
+def test_a_place_is_one_example_for_ever(pool: Pool, words: Tokenizer) -> None:
+    stream = Stream(patients(pool, words), 9, seed=5)
+    again = Stream(patients(pool, words), 99, seed=5)
+    for place in (0, 4, 8, 1):
+        assert same(stream[place], again[place])
+    other = Stream(patients(pool, words), 9, seed=6)
+    assert not all(same(stream[place], other[place]) for place in range(3))
+
+
+def test_every_pass_sees_every_patient_once_in_an_order_of_its_own(pool: Pool) -> None:
+    stream = Stream(patients(pool, None), 30)
+    reports = [stream[place].report for place in range(30)]
+    passes = [reports[first : first + 3] for first in range(0, 30, 3)]
+    assert all(sorted(each) == sorted(passes[0]) for each in passes)
+    assert len(set(passes[0])) == 3
+    assert len({tuple(each) for each in passes}) > 1
+
+
+def test_no_more_questions_and_masks_are_asked_than_wanted(pool: Pool, words: Tokenizer) -> None:
+    seg = words.added["[SEG]"]
+    for place in range(6):
+        found = Stream(patients(pool, words, questions=12, masks=2), 6)[place]
+        assert 0 < len(found.tokens) == len(found.masks) <= 12
+        drawn = [
+            (tokens, mask)
+            for tokens, mask in zip(found.tokens, found.masks, strict=True)
+            if mask is not None
+        ]
+        assert len(drawn) <= 2
+        for tokens, mask in drawn:
+            assert seg in tokens.input_ids
+            assert np.count_nonzero(mask) >= examples.SMALLEST
+
+
+def test_only_the_tasks_that_are_wanted_are_asked(pool: Pool, words: Tokenizer) -> None:
+    wanted = frozenset({Task.CLOSED_VQA})
+    found = Stream(patients(pool, words, tasks=wanted), 3)[0]
+    answers = [
+        words.decode([each for each in tokens.labels if each != IGNORED]) for tokens in found.tokens
+    ]
+    assert answers
+    assert all(each.strip()[0] in "ABCD" and each.strip()[1] == "." for each in answers)
+    with pytest.raises(ModelError, match=r"patient \d: expected a question of .*, got none"):
+        Stream(patients(pool, words, tasks=frozenset()), 3)[0]
+
+
+def test_a_seg_that_the_length_cuts_off_is_an_error_that_says_so(
+    pool: Pool, words: Tokenizer
+) -> None:
+    short = replace(LAYOUT, max_length=20)
+    wanted = frozenset({Task.SEMANTIC_SEGMENTATION})
+    stream = Stream(patients(pool, words, layout=short, tasks=wanted), 3)
+    with pytest.raises(DataError, match=r"corpus/.*within 20 tokens|fewer than 20 tokens"):
+        list(map(stream.__getitem__, range(3)))
+
+
+def test_a_box_is_of_the_image_after_it_has_moved(pool: Pool) -> None:
+    """The numbers in the answer are measured again on the mask of that very place."""
+    scene = pool[0]
+    moved = Augment("mild")(scene, np.random.default_rng(3))
+    turn = next(
+        each
+        for each in examples.telling.turns(scene.truth, np.random.default_rng(0))
+        if each.task == "rec" and not each.absent
+    )
+    before, after = (examples.sample_of(each, turn) for each in (scene, moved))
+    assert before.answer != after.answer
+    places = np.argwhere(moved.mask(turn.target))
+    told = [*(places.min(axis=0) / handful.GRID), *(places.max(axis=0) / handful.GRID)]
+    assert after.box == pytest.approx(told)
+    assert ", ".join(f"{each:.3f}" for each in told) in after.answer
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    scene = handful.scenes((3,))[0]
+    image = handful.saved(tmp_path / "image.npy", scene.image[None])
+    made = []
+    for number, organ in enumerate(("brain", "skull", "cerebellum"), 1):
+        mask = handful.saved(tmp_path / f"masks/mask_{number}.npy", scene.mask(organ)[None])
+        question, answer = f"Outline the {organ}.", f"The {organ}: [SEG]."
+        task = Task.SEMANTIC_SEGMENTATION
+        made.append(Sample(f"list.json#{number}", task, image, question, answer, "3", mask=mask))
+    return made
+
+
+def test_samples_of_one_image_stand_behind_it_together(
+    samples: list[Sample], words: Tokenizer
+) -> None:
+    source = Samples(samples, words, LAYOUT, questions=2, masks=1)
+    assert len(source) == 2
+    counts = [len(source.example(each, np.random.default_rng(0)).tokens) for each in (0, 1)]
+    assert counts == [2, 1]
+
+
+def test_of_samples_too_no_more_draw_than_wanted(samples: list[Sample], words: Tokenizer) -> None:
+    source = Samples(samples, words, LAYOUT, questions=3, masks=1)
+    drawn = set()
+    for seed in range(12):
+        masks = source.example(0, np.random.default_rng(seed)).masks
+        assert sum(each is not None for each in masks) == 1
+        drawn |= {index for index, each in enumerate(masks) if each is not None}
+    assert drawn == {0, 1, 2}
+
+
+def test_an_image_or_a_mask_of_another_shape_is_an_error_of_its_row(
+    samples: list[Sample], words: Tokenizer, tmp_path: Path
+) -> None:
+    source = Samples(samples[:1], words, LAYOUT, masks=1, grid=(32, 256, 256))
+    with pytest.raises(DataError, match=r"list.json, row 1: expected an image \(1, 32, 256, 256\)"):
+        source.example(0, np.random.default_rng(0))
+    handful.saved(tmp_path / "masks/mask_1.npy", np.ones((1, 4, 4, 4), bool))
+    source = Samples(samples[:1], words, LAYOUT, masks=1, grid=handful.GRID)
+    with pytest.raises(DataError, match=r"list.json, row 1: expected a mask \(16, 32, 32\)"):
+        source.example(0, np.random.default_rng(0))
+
+
+def test_a_mask_whose_answer_has_no_seg_is_an_error_of_its_row(
+    samples: list[Sample], words: Tokenizer
+) -> None:
+    source = Samples([replace(samples[0], answer="It is there.")], words, LAYOUT, masks=1)
+    with pytest.raises(DataError, match=r"row 1: expected \[SEG\] in the answer"):
+        source.example(0, np.random.default_rng(0))
+
+
+def test_rare_classes_weigh_more_and_the_mean_voxel_weighs_one(pool: Pool) -> None:
+    source = patients(pool, None)
+    weights = examples.weights(source)
+    counts = np.zeros(examples.CLASSES)
+    for seed in range(3):
+        counts += np.bincount(examples.classes(pool[seed]).ravel(), minlength=examples.CLASSES)
+    order = np.argsort(counts)
+    assert (np.diff(weights[order]) <= 0).all()
+    assert (weights * counts).sum() / counts.sum() == pytest.approx(1, rel=0.05)
