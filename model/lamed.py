@@ -283,8 +283,8 @@ def _length(ids: Sequence[int], limit: int, ends: Sequence[int]) -> int:
 
 def _plain(raw: str, tokens: Iterable[str]) -> str:
     text = BOX.sub(" ", raw)
-    for token in tokens:
-        text = text.replace(token, " ")
+    for token in tokens:  # with the colon that announced it
+        text = re.sub(rf":?\s*{re.escape(token)}", " ", text)
     # Single bytes that the model may say make control characters; no report holds any.
     text = "".join(each if each.isprintable() else " " for each in text)
     return " ".join(re.sub(r"\s+([.,;:?!])", r"\1", text).split())

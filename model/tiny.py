@@ -6,13 +6,11 @@ known. Without that the mask path would stay dark and answers would ramble. It i
 card.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from . import checkpoint
 from .card import Card
 from .errors import ModelError
 from .network import Lamed, build
-from .tokenizer import ADDED, IMAGE, SEG, Tokenizer
+from .tokenizer import IMAGE, SEG, Tokenizer, learn
 
 NAME = "lamed-tiny-untrained"
 PIECES = 600
@@ -98,24 +96,7 @@ def sentences() -> list[str]:
 
 
 def _tokenizer() -> Tokenizer:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences()),
-        model_writer=model,
-        vocab_size=PIECES,
-        user_defined_symbols=[REQUESTED],
-        model_type="bpe",
-        # As the sentencepiece models of Llama and Phi-3 were made.
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=2,
-    )
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
-    return Tokenizer(model.getvalue(), {name: pieces + index for index, name in enumerate(ADDED)})
+    return learn(sentences(), pieces=PIECES, whole=[REQUESTED])
 
 
 def _config(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -5,10 +5,11 @@ the slow Llama tokenizer with ``legacy=False``: text after an added token gets n
 in front.
 """
 
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -92,6 +93,35 @@ class Tokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._pieces.decode(ids)) if ids else ""
+
+
+def learn(sentences: Iterable[str], *, pieces: int, whole: Iterable[str] = ()) -> Tokenizer:
+    """Learn words from text, as the sentencepiece models of Llama and Phi-3 were learnt.
+
+    Parameters
+    ----------
+    pieces
+        At most so many; the tokens of M3D come after them.
+    whole
+        What is always one piece.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        vocab_size=pieces,
+        user_defined_symbols=list(whole),
+        model_type="bpe",
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    learnt = Tokenizer(model.getvalue(), {})
+    return replace(learnt, added={name: learnt.pieces + i for i, name in enumerate(ADDED)})
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

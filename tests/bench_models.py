@@ -1,5 +1,6 @@
 """Models that know the truth, or nothing, or a part of it: what the benchmark must find out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ def answer(
 
 
 @dataclass
-class Asked:
+class Asked(ABC):
     """What every model here has beside its answers; `asked` is which questions saw an image."""
 
     card: Card = ORACLE
@@ -51,8 +52,8 @@ class Asked:
         self.asked += [(each.id, sees) for each in questions]
         return [self.answer(each, prepared, sees=sees) for each in questions]
 
-    def answer(self, question: Question, prepared: Prepared, *, sees: bool) -> Answer:
-        raise NotImplementedError
+    @abstractmethod
+    def answer(self, question: Question, prepared: Prepared, *, sees: bool) -> Answer: ...
 
 
 @dataclass

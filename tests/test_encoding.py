@@ -71,7 +71,9 @@ def test_every_object_is_clean_for_dciodvfy_and_dcmtk(name: str, tmp_path: Path)
 
 def test_a_draft_alone_is_clean_too(tmp_path: Path) -> None:
     targets = [each.id for each in PROTOCOLS["ct_chest"].targets]
-    verify(encoded(without=targets)["draft"], tmp_path / "draft.dcm")
+    made = encoded(without=targets)
+    assert list(made) == ["draft"]
+    verify(made["draft"], tmp_path / "draft.dcm")
 
 
 def test_objects_about_a_real_dirty_chest_ct_are_clean(tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def test_a_node_that_lost_the_study_gets_it_again(tmp_path: Path, fresh: Answeri
         other.start()
         eventually(lambda: other.received(uid(instances)) == uids(instances), 60)
         eventually(lambda: told(orthanc, study_id) == "receiving")
+        assert other.kinds("instance.stored") == len(instances)
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])

@@ -283,16 +283,16 @@ def test_air_around_the_patient_is_cropped_by_the_window() -> None:
     assert (placement.start, placement.stop) == ((1, 4, 6), (5, 15, 18))
 
 
-def _same(one: Prepared, other: Prepared) -> None:
+def _same(one: Prepared, other: Prepared) -> bool:
     torch.testing.assert_close(one.image, other.image, atol=1e-6, rtol=0)
-    assert one.placement == other.placement
+    return one.placement == other.placement
 
 
 @pytest.mark.parametrize("dtype", ["<i2", "<u2", "i4", "u1", ">i2", ">f4", "f8", "f2"])
 def test_every_type_of_number_gives_the_same_image(dtype: str) -> None:
     volume = np.random.default_rng(0).integers(0, 200, (6, 20, 18)).astype(np.float32)
-    _same(prepare(volume.astype(dtype), SMALL), prepare(volume, SMALL))
-    _same(
+    assert _same(prepare(volume.astype(dtype), SMALL), prepare(volume, SMALL))
+    assert _same(
         prepare(volume.astype(dtype), SMALL, window=(90, 63)),
         prepare(volume, SMALL, window=(90, 63)),
     )
@@ -301,11 +301,11 @@ def test_every_type_of_number_gives_the_same_image(dtype: str) -> None:
 def test_every_layout_in_memory_gives_the_same_image() -> None:
     volume = random((6, 20, 18))
     expected = prepare(volume, SMALL)
-    _same(prepare(np.asfortranarray(volume), SMALL), expected)
-    _same(prepare(np.flip(np.flip(volume).copy()), SMALL), expected)
+    assert _same(prepare(np.asfortranarray(volume), SMALL), expected)
+    assert _same(prepare(np.flip(np.flip(volume).copy()), SMALL), expected)
     frozen = volume.copy()
     frozen.flags.writeable = False
-    _same(prepare(frozen, SMALL), expected)
+    assert _same(prepare(frozen, SMALL), expected)
 
 
 def test_the_caller_s_voxels_stay_as_they_are() -> None:
@@ -318,7 +318,7 @@ def test_the_caller_s_voxels_stay_as_they_are() -> None:
 
 def test_a_small_contrast_far_from_zero_is_kept_in_float64() -> None:
     contrast = np.random.default_rng(0).uniform(0, 1, (4, 8, 8))
-    _same(prepare(contrast + 1e9, SMALL), prepare(np.round(contrast * 2**23) / 2**23, SMALL))
+    assert _same(prepare(contrast + 1e9, SMALL), prepare(np.round(contrast * 2**23) / 2**23, SMALL))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -155,13 +155,16 @@ def test_two_send_at_once(scp: Scp, ledger: Ledger, tmp_path: Path) -> None:
         assert len(ledger.instances(str(study[0].StudyInstanceUID))) == 20
 
 
-def test_noise_on_the_port_disturbs_nobody(scp: Scp) -> None:
+def test_noise_on_the_port_disturbs_nobody(scp: Scp, ledger: Ledger) -> None:
     silent = [socket.create_connection(("127.0.0.1", scp.port)) for _ in range(12)]
     silent[0].sendall(b"GET / HTTP/1.1\r\n\r\n" + os.urandom(500))
     silent[1].sendall(b"\x01\x00\xff\xff\xff\xff" + os.urandom(500))
     scu.echo(us(scp), calling_ae="SCANNER", timeout_s=5)
     for each in silent:
         each.close()
+    # Also afterwards; and nothing of the noise was taken for an instance.
+    scu.echo(us(scp), calling_ae="SCANNER", timeout_s=5)
+    assert ledger.studies() == []
 
 
 def test_what_a_peer_sent_before_it_died_is_kept(scp: Scp, ledger: Ledger, tmp_path: Path) -> None:

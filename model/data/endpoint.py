@@ -315,7 +315,7 @@ class Chat:
         try:
             await self._turn(most)
             reply = await self._once(prompt, form)
-        except BaseException as error:
+        except BaseException as error:  # also a cancelled task: what was reserved is settled
             sent = isinstance(error, _Again) and error.sent
             (self._spending.charge if sent else self._spending.release)(reserved)
             raise

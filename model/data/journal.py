@@ -44,7 +44,7 @@ class Journal:
         except BlockingIOError as error:
             os.close(self._file)
             raise DataError(self.path, None, "a journal of our own", "another run's") from error
-        except BaseException:
+        except BaseException:  # also a Ctrl-C: nothing is left open or half written
             os.close(self._file)
             raise
         return self

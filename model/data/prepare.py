@@ -10,24 +10,18 @@ M3D-VQA needs no preparation: its tables name the images of M3D-Cap.
 
 import json
 import logging
-import multiprocessing
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from model.errors import ModelError
 
+from .processes import each_of
 from .published import content
 from .shelf import Shelf
 from .studies import SPLITS, Kind, Options, Study, make, studies
@@ -114,45 +108,11 @@ def prepare(
     found, options = studies(kind, source), options or Options()
     run = partial(_outcome, target=target, options=options)
     outcomes = dict[str, Outcome]()
-    for outcome in map(run, found) if workers == 1 else _parallel(run, found, workers):
+    for outcome in each_of(run, found, workers):
         outcomes[outcome.study] = outcome
         on_progress(len(outcomes), len(found))
     _lists(kind, source, target, options, found)
     return Summary(tuple(outcomes[each.name] for each in found))
-
-
-def _parallel(
-    run: Callable[[Study], Outcome], found: Iterable[Study], workers: int
-) -> Iterator[Outcome]:
-    # A fork would copy torch's threads in whatever state they are.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin)
-    try:
-        for each in as_completed([pool.submit(run, study) for study in found]):
-            yield each.result()
-    except BrokenProcessPool as error:
-        raise ModelError(
-            "a process died, perhaps for want of memory: use fewer workers; "
-            "the next run goes on where this one stopped"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin() -> None:
-    """Begin a process: on one thread, as there are others, and not longer than who began it.
-
-    Killed, that one cannot say so, and this one would wait for work for ever.
-    """
-    torch.set_num_threads(1)
-    threading.Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _outcome(study: Study, *, target: Path, options: Options) -> Outcome:

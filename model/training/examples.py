@@ -289,7 +289,11 @@ def box_of(mask: Mask) -> Box:
 
 
 def box_text(box: Box) -> str:
-    """Write a box as the released checkpoints do: three decimals between two tokens."""
+    """Write a box with three decimals, zeros at their end included.
+
+    `prompts.box_text` leaves those zeros out, as published. The checkpoint that ships was trained
+    with them, so its boxes in questions keep them; that changes with the next training.
+    """
     return f"{BOX_START}[{', '.join(f'{each:.3f}' for each in box)}]{BOX_END}"
 
 

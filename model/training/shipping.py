@@ -70,9 +70,10 @@ def _numbers(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     counts = results["counts"]
     yield (
-        f"`lamed-model bench` on {counts['patients']} patients that training never saw "
-        f"({counts['images']} images), greedy. In brackets the 95 % "
-        "interval by patient; blind: the same questions with the image withheld."
+        f"`lamed-model bench` on {counts['images']} images of patients whose seeds training never "
+        "saw, greedy. Those bent out of the real scan are of the one person that training saw too, "
+        "bent in other ways. In brackets the 95 % interval by patient; blind: the same questions "
+        "with the image withheld."
     )
     yield ""
     yield "| task | measure | score | blind | items |"

@@ -131,6 +131,6 @@ def _write(scene: Scene, path: Path) -> None:
             )
             file.flush()
             Path(file.name).replace(path)
-        except BaseException:
+        except BaseException:  # also a Ctrl-C: nothing is left open or half written
             Path(file.name).unlink(missing_ok=True)
             raise
