@@ -36,7 +36,8 @@ demo-checkpoint: system-run $(STAMP_DEV)
 	$(BIN)/lamed-model train demo --out run/demo --cache run/pool
 	$(BIN)/lamed-model bench --checkpoint run/demo/half --clip run/demo/contrastive/checkpoint \
 	  --scans run/pool/source 60 --out run/demo/bench
-	$(BIN)/lamed-model train ship --source run/demo/half --results run/demo/bench/results.json --out model/demo
+	$(BIN)/lamed-model train ship --source run/demo/half --results run/demo/bench/results.json --run run/demo \
+	  --out model/demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

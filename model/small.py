@@ -20,10 +20,11 @@ from .data.corpus.case import VIEWS, Truth
 from .data.corpus.findings import KINDS, Finding
 from .data.corpus.organs import ABDOMEN, HEAD, ORGANS
 from .data.corpus.paint import PHASES, SEQUENCES
+from .data.prompts import box_text
 from .errors import ModelError
 from .network import Lamed, build
 from .network.config import Size
-from .tokenizer import SEG, Tokenizer, learn
+from .tokenizer import BOX_END, BOX_START, SEG, Tokenizer, learn
 
 NAME: Final = "lamed-small"
 GRID: Final[Size] = (32, 80, 80)
@@ -31,9 +32,7 @@ PATCH: Final[Size] = (4, 8, 8)
 WIDTH: Final = 192
 SEGVOL_MLP: Final = 384
 PIECES: Final = 900
-# Pieces of a box. The second matches nothing, as sentencepiece writes a space in another way; the
-# words that ship were learnt with it, and change with the next training: a box takes 42 tokens.
-NUMBERS: Final = ("[0.", ", 0.")
+NUMBERS: Final = ("[0.", ",▁0.")  # pieces of a box, as sentencepiece writes them: half the tokens
 CLIP_WORDS: Final = 700
 CONTROLS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STRENGTH: Final = 0.5  # of the sines of a place
@@ -222,4 +221,4 @@ def _truths(random: np.random.Generator) -> Iterator[Truth]:
 
 
 def _numbers(random: np.random.Generator) -> str:
-    return "[" + ", ".join(f"{each:.3f}" for each in random.uniform(0, 1, 6)) + "]"
+    return box_text(tuple(random.uniform(0, 1, 6))).removeprefix(BOX_START).removesuffix(BOX_END)

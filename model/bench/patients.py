@@ -4,7 +4,6 @@ Knows seeds and what is true of a case. Masks are judged where a node would use 
 patient's own grid; boxes on the network's grid, which the words are of.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -28,7 +27,6 @@ from .items import OUTLINED, Item, Subject, chosen
 FIRST_SEED: Final = 1_000_000  # training has those below
 PHANTOM, SCANNED = "phantom", "scanned"
 PLACED: Final = frozenset({Task.REC, Task.REG, *OUTLINED})  # tasks about one structure
-_ABSENT: Final = re.compile(r"This image does not show (?:the|a) (.*)\.")
 _TRUTH: Final = {
     (kind, absent): "not there" if absent else "there"
     for kind in ("topic", "yes_no")
@@ -109,7 +107,7 @@ def _turns(case: Case, shown: Scene) -> list[Turn]:
         if each.target is None or np.count_nonzero(shown.mask(each.target)) >= SMALLEST
     ]
     mixed = [turns[int(index)] for index in random.permutation(len(turns))]
-    return sorted(mixed, key=lambda each: _absence(each, case.region) == "other region")
+    return sorted(mixed, key=lambda each: telling.absence(each, case.region) == telling.ELSEWHERE)
 
 
 def _about(turn: Turn) -> tuple[Task, str, bool]:
@@ -132,7 +130,7 @@ def _item(id_: str, turn: Turn, shown: Scene, source: str) -> Item:
         "modality": truth.modality,
         "phase": truth.phase,
         "truth": _TRUTH.get((turn.kind, turn.absent), ""),
-        "absence": _absence(turn, truth.region),
+        "absence": telling.absence(turn, truth.region),
         "source": source,
     }
     return Item.of(sample, id_, name, groups)
@@ -142,7 +140,7 @@ def _target(turn: Turn) -> tuple[str, str]:
     """Name the kind of finding, or the organ, that a question is about, if it is about one."""
     if isinstance(turn.target, Finding):
         return turn.target.kind, ""
-    name = turn.target or _gone(turn)
+    name = turn.target or telling.gone(turn)
     if name in ORGANS:
         return "", ORGANS[name].plain
     return turn.kind if turn.kind in KINDS else _kind(name), ""
@@ -156,22 +154,6 @@ def _kind(name: str) -> str:
         if word in name and any(each in name for each in places):
             return kind.name
     return ""
-
-
-def _gone(turn: Turn) -> str:
-    """Name what is asked for and is not there; nothing if all is."""
-    match = _ABSENT.fullmatch(turn.answer)
-    return match[1] if match and turn.task in PLACED else ""
-
-
-def _absence(turn: Turn, region: str) -> str:
-    """Tell how hard it is to decline: what is absent belongs here, or is of another region."""
-    name = _gone(turn)
-    if not name:
-        return ""
-    if name not in ORGANS:
-        return "finding"
-    return "same region" if region in ORGANS[name].region else "other region"
 
 
 def _mask(case: Case, turn: Turn) -> Mask:

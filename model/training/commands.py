@@ -37,6 +37,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     shipping.set_defaults(command=_ship)
     shipping.add_argument("--source", type=Path, required=True, metavar="DIR")
     shipping.add_argument("--results", type=Path, required=True, metavar="FILE", help="of `bench`")
+    shipping.add_argument("--run", type=Path, metavar="DIR", help="of `demo`, for its curves")
     shipping.add_argument("--out", type=Path, required=True, metavar="DIR")
     shipping.add_argument("--json", action="store_true", help="machine-readable output")
 
@@ -93,7 +94,9 @@ def _ship(arguments: argparse.Namespace) -> dict[str, object]:
     from .shipping import ship
 
     text = demo.CARD.read_text("utf-8")
-    card = ship(arguments.source, arguments.out, text=text, results=arguments.results)
+    card = ship(
+        arguments.source, arguments.out, text=text, results=arguments.results, run=arguments.run
+    )
     return {"folder": str(arguments.out), **vars(card)}
 
 

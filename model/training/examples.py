@@ -5,7 +5,7 @@ place in the stream is one example for ever: the same seed, the same place, the 
 a run that was killed goes on as if it had not been.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +19,12 @@ from model.data.corpus import telling
 from model.data.corpus.findings import KINDS, Finding
 from model.data.corpus.organs import ORGANS
 from model.data.corpus.scene import Pool, Scene
+from model.data.prompts import box_text
 from model.data.sample import Box, Sample, Task, load_image, load_mask
 from model.data.tokens import Layout, Tokens, encode
 from model.errors import ModelError
 from model.network.config import Size
-from model.tokenizer import BOX_END, BOX_START, SEG, Tokenizer
+from model.tokenizer import SEG, Tokenizer
 
 from .augment import Augment
 
@@ -34,7 +35,13 @@ CLASSES: Final = FIRST_KIND + len(KINDS)  # what a voxel can be: nothing, an org
 MASKED: Final = frozenset({Task.SEMANTIC_SEGMENTATION, Task.REFERRING_SEGMENTATION})
 COUNTED: Final = 200  # patients of a pool that are looked at for the weights of classes
 RAREST: Final = 1e-6
-HEAVIEST: Final = 30.0
+HEAVIEST: Final = 100.0
+# How eagerly a question is asked where not all are, and one about what is not there.
+EAGER: Final[Mapping[Task, float]] = {
+    Task.CAPTION: 6, Task.CLOSED_VQA: 3, Task.OPEN_VQA: 2, Task.REC: 1.5, Task.REG: 0.7,
+    Task.SEMANTIC_SEGMENTATION: 1, Task.REFERRING_SEGMENTATION: 2,
+}  # fmt: skip
+ABSENT: Final[Mapping[str, float]] = {"": 1, "finding": 1, "same region": 3, telling.ELSEWHERE: 0.3}
 SMALLEST: Final = 3  # voxels of the grid: a target of fewer is not asked about
 
 
@@ -96,7 +103,8 @@ class Patients:
     """The anatomy corpus: patients by seed, with questions in new words each time.
 
     `questions` is how many are asked of an image at most, `masks` how many of them draw; `outlines`
-    is how many masks SegVol's own training gets.
+    is how many masks SegVol's own training gets. Only in `mask_share` of the images is anything
+    outlined.
     """
 
     pools: Sequence[tuple[Pool, Sequence[int]]]
@@ -105,6 +113,7 @@ class Patients:
     layout: Layout | None = None
     questions: int = 24
     masks: int = 0
+    mask_share: float = 1.0
     outlines: int = 0
     tasks: frozenset[Task] | None = None
 
@@ -166,18 +175,19 @@ class Patients:
             if self.tasks is None or Task(each.task) in self.tasks
         ]
         chosen: list[tuple[telling.Turn, Mask | None]] = []
+        masks = self.masks if random.random() < self.mask_share else 0
         drawn = 0
-        for index in random.permutation(len(turns)):
-            turn = turns[int(index)]
+        for index in _order(turns, scene.truth.region, random):
+            turn = turns[index]
             mask = None if turn.target is None else scene.mask(turn.target)
             if mask is not None and np.count_nonzero(mask) < SMALLEST:
                 continue
             if mask is not None and Task(turn.task) in MASKED:
                 # More would only teach the words again.
-                if drawn >= (self.masks or 2):
+                if drawn >= (masks or 2):
                     continue
                 drawn += 1
-            outlined = mask if Task(turn.task) in MASKED and self.masks else None
+            outlined = mask if Task(turn.task) in MASKED and masks else None
             chosen.append((turn, outlined))
             if len(chosen) >= self.questions:
                 break
@@ -262,6 +272,13 @@ def sample_of(scene: Scene, turn: telling.Turn) -> Sample:
     )
 
 
+def _order(turns: Sequence[telling.Turn], region: str, random: Random) -> list[int]:
+    """Draw an order in which the eager are likely to come first (Efraimidis and Spirakis)."""
+    eager = [EAGER[Task(each.task)] * ABSENT[telling.absence(each, region)] for each in turns]
+    drawn = random.exponential(size=len(turns)) / eager
+    return [int(each) for each in np.argsort(drawn)]
+
+
 def _tokens(sample: Sample, tokenizer: Tokenizer, layout: Layout, *, draws: bool) -> Tokens:
     tokens = encode(sample, tokenizer, layout)
     if draws and tokenizer.added[SEG] not in tokens.input_ids:
@@ -286,15 +303,6 @@ def box_of(mask: Mask) -> Box:
     low, high = places.min(axis=0) / mask.shape, places.max(axis=0) / mask.shape
     z0, y0, x0, z1, y1, x1 = (float(each) for each in (*low, *high))
     return z0, y0, x0, z1, y1, x1
-
-
-def box_text(box: Box) -> str:
-    """Write a box with three decimals, zeros at their end included.
-
-    `prompts.box_text` leaves those zeros out, as published. The checkpoint that ships was trained
-    with them, so its boxes in questions keep them; that changes with the next training.
-    """
-    return f"{BOX_START}[{', '.join(f'{each:.3f}' for each in box)}]{BOX_END}"
 
 
 def classes(scene: Scene) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ projector from words to prompts is fitted to that table, so that the mask decode
 start what it already understands. The released model has this from its authors' joint training.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,20 @@ RATE: Final = 1e-3
 def save(table: Tensor, folder: Path) -> None:
     """Keep the table of a run of SegVol's own training."""
     save_file({TABLE: table.detach().contiguous()}, folder / FILE)
+
+
+def digest(table: Path) -> str:
+    """Tell which table it is.
+
+    Raises
+    ------
+    ModelError
+        There is none.
+    """
+    try:
+        return hashlib.sha256((table / FILE).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"{table / FILE} holds no prompts of SegVol: {error}") from error
 
 
 def fit(network: Lamed, source: Source, collate: Questions, table: Path) -> float:

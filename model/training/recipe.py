@@ -5,8 +5,8 @@ Knows names and numbers; neither networks nor data. The paper's recipes and the 
 """
 
 import tomllib
-from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from types import UnionType
@@ -30,6 +30,8 @@ ONLY: Final = {
     "lora": SPEAKING,
     "questions": SPEAKING,
     "masks": SPEAKING,
+    "mask_share": SPEAKING,
+    "rates": SPEAKING,
     "tasks": SPEAKING,
     "gradient_checkpointing": SPEAKING,
     "outlines": ("segment",),
@@ -86,6 +88,10 @@ class Recipe:
     questions, masks, outlines
         At most so many questions behind one image, so many of them with a mask; masks of an image
         in SegVol's own training.
+    mask_share
+        In how many of the corpus' images anything is outlined: drawing takes longer than speaking.
+    rates
+        Factors of the learning rate for some of the parts in `train`; 1 for the others.
     tasks
         Ask these only; nothing: all that there is.
     """
@@ -111,6 +117,8 @@ class Recipe:
     augment: str = "none"
     questions: int = 1
     masks: int = 0
+    mask_share: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
     outlines: int = 3
     tasks: tuple[Task, ...] = ()
     scale: float | None = None
@@ -166,12 +174,21 @@ def _recipe(told: dict[str, Any]) -> Recipe:
         if key in made:
             made[key] = _made(kind, made[key], key)
     made["sets"] = tuple(_made(Published, each, "sets") for each in _list(made, "sets"))
+    made["rates"] = _rates(made.get("rates", {}))
     made["train"] = tuple(_list(made, "train"))
     try:
         made["tasks"] = tuple(Task(each) for each in _list(made, "tasks"))
     except ValueError as error:
         raise ModelError(f"tasks must be of {', '.join(Task)}: {error}") from error
     return _made(Recipe, made, "recipe")
+
+
+def _rates(told: object) -> dict[str, float]:
+    if not isinstance(told, dict):
+        raise ModelError(f"rates must be a table, not {told!r}")
+    for part, factor in told.items():
+        _check_type(f"rates: {part}", factor, float)
+    return told
 
 
 def _list(told: dict[str, Any], key: str) -> list[Any]:
@@ -223,6 +240,9 @@ def _ranges(recipe: Recipe) -> Iterator[Rule]:
     for name in ("steps", "epochs", "weight_decay", "clip", "seed", "workers", "masks"):
         value = getattr(recipe, name)
         yield value >= 0, f"{name} must be 0 or more, not {value}"
+    share, rates = recipe.mask_share, recipe.rates.values()
+    yield 0 < share <= 1, f"mask_share must be above 0 and at most 1, not {share}"
+    yield all(each > 0 for each in rates), f"rates must be above 0, not {recipe.rates}"
     rate, scale = recipe.learning_rate, recipe.scale
     yield rate > 0, f"learning_rate must be above 0, not {rate}"
     yield 0 <= recipe.warmup < 1, f"warmup must be a part of the steps, not {recipe.warmup}"
@@ -244,6 +264,7 @@ def _names(recipe: Recipe) -> Iterator[Rule]:
         ("schedule", recipe.schedule, SCHEDULES),
         ("precision", recipe.precision, PRECISIONS),
         *(("train", each, PARTS) for each in recipe.train),
+        *(("rates", each, recipe.train) for each in recipe.rates),
         *(("sets: kind", each.kind, SETS) for each in recipe.sets),
     ):
         yield value in known, f"{name} must be of {', '.join(known)}, not {value!r}"
@@ -265,6 +286,10 @@ def _fits(recipe: Recipe) -> Iterator[Rule]:
     yield (
         recipe.masks <= recipe.questions,
         f"masks must be at most questions, {recipe.questions}, not {recipe.masks}",
+    )
+    yield (
+        recipe.mask_share == 1 or bool(recipe.corpus and recipe.masks),
+        "mask_share is for masks of the corpus",
     )
     yield stage != "segment" or bool(recipe.corpus), "segment learns from the corpus"
     yield stage != "contrastive" or kinds <= {"cap"}, "contrastive learns from sets of kind cap"

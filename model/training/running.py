@@ -10,9 +10,9 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +53,8 @@ class Run:
         ``fp32`` or ``bf16`` (autocast; weights and optimiser stay float32).
     workers
         Processes that make examples.
+    rates
+        Factors of the learning rate for what lies below a module, by its name.
     save_every
         Steps between checkpoints that a killed run goes on from; a multiple of `log_every`, or the
         first line after a kill is the mean of other steps.
@@ -71,6 +73,7 @@ class Run:
     workers: int = 0
     log_every: int = 10
     save_every: int = 200
+    rates: Mapping[str, float] = field(default_factory=dict)
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -109,7 +112,7 @@ def train(
     last = last_state(out)
     trainer = _Trainer(
         model=objective, args=arguments, train_dataset=stream, data_collator=collate,
-        callbacks=[_Guard()],
+        callbacks=[_Guard()], rates=run.rates,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     main = trainer.is_world_process_zero()
@@ -197,9 +200,10 @@ class _Trainer(Trainer):
     Only what learns is kept in a state: the rest is the start's.
     """
 
-    def __init__(self, **given: Any) -> None:  # noqa: ANN401 - as the Trainer's
+    def __init__(self, *, rates: Mapping[str, float], **given: Any) -> None:  # noqa: ANN401 - as the Trainer's
         super().__init__(**given)
         self.model_accepts_loss_kwargs = False
+        self._rates = rates
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
 
     def compute_loss(
@@ -230,6 +234,34 @@ class _Trainer(Trainer):
             logs = logs | means
             self._parts.clear()
         super().log(logs, start_time)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the Trainer's own optimiser, with groups for the parts that have another rate."""
+        if not self._rates:
+            return super().create_optimizer(model)  # type: ignore[no-any-return, unused-ignore]
+        model = model or self._objective
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[float, bool], list[Tensor]] = {(1.0, True): []}  # the rate that is told
+        for name, each in model.named_parameters():
+            if each.requires_grad:
+                groups.setdefault((self._rate(name), name in decayed), []).append(each)
+        kind, given = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = kind(
+            [
+                {
+                    "params": each,
+                    "lr": rate * self.args.learning_rate,
+                    "weight_decay": self.args.weight_decay if decays else 0.0,
+                }
+                for (rate, decays), each in groups.items()
+            ],
+            **given,
+        )
+        return self.optimizer
+
+    def _rate(self, name: str) -> float:
+        below = [factor for module, factor in self._rates.items() if name.startswith(f"{module}.")]
+        return below[0] if below else 1.0
 
     def whole(self) -> dict[str, Tensor] | None:
         """Collect a state that is spread over processes, to write no parts of size 0."""

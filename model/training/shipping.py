@@ -15,15 +15,21 @@ from model import checkpoint
 from model.card import Card
 from model.errors import ModelError
 
+from . import curves
+
 PRECISE: Final = "positional_encoding_gaussian_matrix"  # half of it would move places
 LARGEST_MB: Final = 25
+CURVES: Final = "training.svg"
 CPU: Final = torch.device("cpu")
 
 
-def ship(source: Path, out: Path, *, text: str, results: Path | None = None) -> Card:
+def ship(
+    source: Path, out: Path, *, text: str, results: Path | None = None, run: Path | None = None
+) -> Card:
     """Write `source` to `out` in float16, with a card made of `text` and the benchmark's numbers.
 
-    What is in float16 stays as it is to the last bit, so what was measured is what ships.
+    What is in float16 stays as it is to the last bit, so what was measured is what ships. Of `run`,
+    the folder of the stages it came from, the card tells how long each took, beside their curves.
 
     Raises
     ------
@@ -38,10 +44,15 @@ def ship(source: Path, out: Path, *, text: str, results: Path | None = None) -> 
     size = sum(each.numel() * each.element_size() for each in state.values()) / 1e6
     if size > LARGEST_MB:
         raise ModelError(f"the weights must be at most {LARGEST_MB} MB, not {size:.1f}")
-    words = {each: (source / each).read_bytes() for each in checkpoint.WORDS}
-    note = "\n".join([text.strip(), "", *numbers])
+    files = {each: (source / each).read_bytes() for each in checkpoint.WORDS}
+    went: list[str] = []
+    if run is not None:
+        told = curves.courses(run)
+        files[CURVES] = curves.picture(told)
+        went = ["## Training", "", *curves.table(told), "", f"![curves]({CURVES})", ""]
+    note = "\n".join([text.strip(), "", *went, *numbers])
     return checkpoint.write(
-        out, config, state, words, name=card.name, untrained=card.untrained, note=note
+        out, config, state, files, name=card.name, untrained=card.untrained, note=note
     )
 
 

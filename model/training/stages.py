@@ -41,6 +41,16 @@ from .running import Run, forget_states, last_state, train
 
 CPU: Final = torch.device("cpu")
 OUTLINED: Final = 24  # questions behind an image while SegVol's prompts are fitted
+DRAWING: Final = ("segvol", "seg_projector")
+MODULES: Final = {
+    "vision": ("model.vision_tower",),
+    "projector": ("model.mm_projector",),
+    "embed": ("model.embed_tokens",),
+    "head": ("lm_head",),
+    "language": ("model.layers", "model.norm"),
+    "segvol": ("model.seg_module",),
+    "seg_projector": ("model.seg_projector",),
+}
 STATE, CHECKPOINT = "recipe.json", "checkpoint"  # in the folder of a run
 
 log = logging.getLogger(__name__)
@@ -150,23 +160,11 @@ def freeze(network: Lamed, recipe: Recipe) -> None:
         lora.inject(network, recipe.lora)
     for name, each in network.named_parameters():
         each.requires_grad_(recipe.lora is not None and "lora_" in name)
-    parts: dict[str, list[nn.Module]] = {
-        "vision": [network.model.vision_tower],
-        "projector": [network.model.mm_projector],
-        "embed": [network.model.embed_tokens],
-        "head": [network.lm_head],
-        "language": [network.model.layers, network.model.norm],
-    }
-    if network.config.segvol is not None:
-        parts |= {
-            "segvol": [network.model.seg_module],
-            "seg_projector": [network.model.seg_projector],
-        }
     for part in recipe.train:
-        if part not in parts:
+        if part in DRAWING and network.config.segvol is None:
             raise ModelError(f"the network has no {part} to train")
-        for module in parts[part]:
-            module.requires_grad_(requires_grad=True)
+        for name in MODULES[part]:
+            network.get_submodule(name).requires_grad_(requires_grad=True)
 
 
 def _segment(
@@ -233,7 +231,7 @@ def _speak(
 def _fit_prompts(network: Lamed, source: Source, collate: Questions, table: Path) -> None:
     if not isinstance(source, Patients):
         raise ModelError("the words are fitted to SegVol's prompts on the corpus, not on sets")
-    asked = replace(source, masks=OUTLINED, questions=OUTLINED)
+    asked = replace(source, masks=OUTLINED, mask_share=1.0, questions=OUTLINED)
     log.info("prompts.fitted", extra={"cosine": prompts.fit(network, asked, collate, table)})
 
 
@@ -253,6 +251,7 @@ def _patients(recipe: Recipe, places: Places, grid: Size) -> Patients:
         Augment(recipe.augment),
         questions=recipe.questions,
         masks=recipe.masks,
+        mask_share=recipe.mask_share,
         outlines=recipe.outlines if recipe.stage == "segment" else 0,
         tasks=frozenset(recipe.tasks) or None,
     )
@@ -301,6 +300,11 @@ def _how(recipe: Recipe, steps: int, device: str) -> Run:
         workers=recipe.workers,
         log_every=recipe.log_every,
         save_every=recipe.save_every,
+        rates={
+            f"network.{module}": factor
+            for part, factor in recipe.rates.items()
+            for module in MODULES[part]
+        },
         device=device,
     )
 
@@ -310,6 +314,8 @@ def _remember(recipe: Recipe, places: Places) -> None:
     told = asdict(recipe) | {"start": _digest(places.start)}
     if places.vision is not None:
         told |= {"vision": _digest(places.vision)}
+    if places.prompts is not None:
+        told |= {"prompts": prompts.digest(places.prompts)}
     text, path = json.dumps(told, sort_keys=True, default=str), places.out / STATE
     if path.exists():
         before, now = json.loads(path.read_text("utf-8")), json.loads(text)

@@ -17,28 +17,33 @@ from .shapes import Point
 from .space import Shape, Space, bend
 
 Random = np.random.Generator
-WANTED: Final = (0.2, 0.35, 0.3, 0.15)  # how often so many findings are planted
-REMOVED: Final = 0.15  # how often an organ of the abdomen is missing
+HEALTHY: Final = 0.12  # how often nothing is planted
+PLANTED: Final = 0.55  # how often each kind is, in the others: about as often there as not
+REMOVED: Final = 0.3  # how often an organ of the abdomen is missing
 BOTH_SIDES: Final = 0.25  # of effusions
 SMALLEST_ORGAN: Final = 40  # voxels: less of an organ in the image is not asked about
 
 
 @dataclass(frozen=True)
 class View:
-    """How a region is scanned: modality, field of view in mm, middle in the template."""
+    """How a region is scanned: modality, field of view in mm, middle in the template.
+
+    `share` is how many of the patients are scanned so.
+    """
 
     region: str
     modality: str
+    share: float
     extent_mm: Point
     middle: Point
     parts: Callable[[Random], Iterator[tuple[str, object]]]
 
 
 VIEWS: Final = (
-    View(CHEST, "CT", (330, 300, 390), (-15, 0, 0), torso.parts),
-    View(ABDOMEN, "CT", (270, 300, 390), (-215, 0, 0), torso.parts),
-    View(HEAD, "CT", (200, 250, 210), (-15, 0, 0), head.parts),
-    View(HEAD, "MR", (200, 250, 210), (-15, 0, 0), head.parts),
+    View(CHEST, "CT", 0.35, (330, 330, 390), (-15, 0, 0), torso.parts),
+    View(ABDOMEN, "CT", 0.3, (270, 330, 390), (-215, 0, 0), torso.parts),
+    View(HEAD, "CT", 0.175, (200, 250, 210), (-15, 0, 0), head.parts),
+    View(HEAD, "MR", 0.175, (200, 250, 210), (-15, 0, 0), head.parts),
 )
 
 
@@ -77,7 +82,8 @@ class Case:
     def make(cls, seed: int, *, view: View | None = None) -> "Case":
         """Make the patient of a seed; without a `view` the seed decides on it too."""
         random = np.random.default_rng([20_260_101, seed])
-        chosen = view or VIEWS[int(random.integers(len(VIEWS)))]
+        drawn = int(random.choice(len(VIEWS), p=[each.share for each in VIEWS]))
+        chosen = view or VIEWS[drawn]
         space = _space(random, chosen)
         patient = Patient(
             space, _organs(random, space, chosen), np.zeros(space.shape, np.uint8), []
@@ -177,10 +183,12 @@ def harm(random: Random, patient: Patient, view: View) -> None:
         for each in KINDS.values()
         if each.region == view.region and view.modality in each.values
     ]
-    count = min(int(random.choice(len(WANTED), p=WANTED)), len(kinds))
-    for index in random.permutation(len(kinds))[:count]:
+    healthy = random.random() < HEALTHY
+    for index in random.permutation(len(kinds)):
         kind = kinds[int(index)]
         organs = list(random.permutation(kind.organs))
+        if healthy or random.random() >= PLANTED:
+            continue
         both = kind.name == "effusion" and random.random() < BOTH_SIDES
         for organ in organs if both else organs[:1]:
             plant(random, patient, kind, str(organ))

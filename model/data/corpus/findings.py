@@ -25,7 +25,8 @@ class Kind:
     """A kind of finding: which organs hold it, and how it looks.
 
     `values` is (mean, spread) of its intensity for each modality that shows it; of a `relative`
-    one it is the step from the organ around it.
+    one it is the step from the organ around it; `darker` is by how much it is below that organ at
+    least, which otherwise would hide it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Kind:
     values: Mapping[str, tuple[float, float]]
     radius_mm: tuple[float, float] = (0.0, 0.0)
     relative: bool = False
+    darker: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ KINDS: Final = {
         Kind("effusion", CHEST, LUNGS, {"CT": (10, 6)}),
         Kind("fracture", CHEST, ("spine",), {"CT": (45, 10)}),
         Kind("lesion", ABDOMEN, ("liver",), {"CT": (-32, 5)}, (10, 24), relative=True),
-        Kind("cyst", ABDOMEN, KIDNEYS, {"CT": (4, 4)}, (11, 22)),
+        Kind("cyst", ABDOMEN, KIDNEYS, {"CT": (4, 4)}, (11, 22), darker=25),
         Kind("stone", ABDOMEN, KIDNEYS, {"CT": (650, 150)}, (4.5, 8)),
         Kind("gallstone", ABDOMEN, ("gallbladder",), {"CT": (350, 120)}, (5, 8)),
         Kind("haemorrhage", HEAD, ("brain",), {"CT": (70, 5)}, (10, 24)),

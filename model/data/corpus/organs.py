@@ -58,6 +58,7 @@ _TABLE: Final = (
     ("right eye", (HEAD,), True),
     ("left eye", (HEAD,), True),
     ("urinary bladder", (ABDOMEN,), False),
+    ("table", (CHEST, ABDOMEN), False),  # what the patient lies on
 )
 
 ORGANS: Final = {

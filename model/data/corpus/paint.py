@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .findings import KINDS, Patient
+from .findings import KINDS, Finding, Kind, Patient
 from .organs import ORGANS
 
 Image = NDArray[np.float32]
@@ -30,6 +30,7 @@ _CT: Final[Mapping[str, tuple[float, float]]] = {
     "skull": (800, 120), "cerebrospinal fluid": (6, 3), "brain": (34, 2),
     "ventricles of the brain": (6, 3), "cerebellum": (35, 2), "brainstem": (33, 2),
     "right eye": (12, 4), "left eye": (12, 4), "urinary bladder": (6, 4),
+    "table": (-150, 150),
 }  # fmt: skip
 _ENHANCED: Final[Mapping[str, Mapping[str, float]]] = {
     "arterial": {
@@ -82,9 +83,7 @@ def computed_tomography(
         means = _medians(image, patient)
     for each in patient.findings:
         if each.number:
-            mean, spread = KINDS[each.kind].values["CT"]
-            around = means[ORGANS[each.organ].number] if KINDS[each.kind].relative else 0.0
-            image[patient.planted == each.number] = around + random.normal(mean, spread)
+            image[patient.planted == each.number] = _value(random, KINDS[each.kind], means, each)
     image = _blurred(image, int(random.integers(0, 3)))
     image += random.normal(0, random.uniform(4, 22), image.shape).astype(np.float32)
     return np.asarray(np.clip(np.rint(image), -1024, 3071), np.float32)
@@ -106,6 +105,17 @@ def magnetic_resonance(random: Random, patient: Patient, sequence: str) -> Image
     real, imaginary = random.normal(0, level, (2, *image.shape)).astype(np.float32)
     scale = random.uniform(300, 1500)
     return np.asarray(np.hypot(image + real, imaginary) * scale, np.float32)
+
+
+def _value(random: Random, kind: Kind, means: Image, finding: Finding) -> float:
+    """Draw what a finding looks like in HU."""
+    # By its plain name: both kidneys look alike.
+    host = ORGANS.get(finding.organ) or ORGANS[f"{finding.side} {finding.organ}"]
+    around = float(means[host.number])
+    value = float(random.normal(*kind.values["CT"]))
+    if kind.relative:
+        return around + value
+    return min(value, around - kind.darker) if kind.darker else value
 
 
 def _medians(image: Image, patient: Patient) -> Image:

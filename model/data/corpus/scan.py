@@ -43,7 +43,7 @@ BODY_HU: Final = -300.0
 FAT_HU: Final = -30.0
 HALF: Final = 0.5  # a voxel reaches so far from its centre
 PAINTED: Final = 0.5  # of the patients: from labels alone
-VIEW: Final = View(ABDOMEN, "CT", (270, 300, 366), (30, 0, 0), lambda _: iter(()))
+VIEW: Final = View(ABDOMEN, "CT", 1.0, (270, 300, 366), (30, 0, 0), lambda _: iter(()))
 
 # Their numbers for ours; what is not here is body, muscle or nothing.
 _THEIRS: Final[Mapping[str, tuple[int, ...]]] = {
@@ -183,6 +183,7 @@ def _ours(voxels: NDArray[Any], theirs: NDArray[np.int_]) -> NDArray[np.uint8]:
     largest = 1 + int(np.argmax(ndimage.sum_labels(inside, parts, range(1, count + 1))))
     body = np.stack([ndimage.binary_fill_holes(each) for each in parts == largest])
     labels = np.zeros(voxels.shape, np.uint8)
+    labels[(voxels > BODY_HU) & ~body] = ORGANS["table"].number
     labels[body] = ORGANS["body"].number
     labels[body & ((voxels > FAT_HU) | (theirs > 0))] = ORGANS["muscle"].number
     for name, numbers in _THEIRS.items():

@@ -4,6 +4,7 @@ Knows a `Case`. Every sentence is true of it: what is planted is said with its s
 what is not is said too.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,8 @@ Random = np.random.Generator
 BOX: Final = "{box}"  # where the box of the target stands in a question or an answer
 SEG: Final = "[SEG]"
 NONE: Final = "none of these"
+ELSEWHERE: Final = "other region"
+_ABSENT: Final = re.compile(r"This image does not show (?:the|a) (.*)\.")
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,22 @@ def turns(case: Case | Truth, random: Random) -> Iterator[Turn]:
     yield from _choices(case, random)
     yield from _outlines(case, random)
     yield from _boxes(case, random)
+
+
+def gone(turn: Turn) -> str:
+    """Name what is to be outlined or boxed and is not there; nothing if it is."""
+    match = _ABSENT.fullmatch(turn.answer)
+    return match[1] if match else ""
+
+
+def absence(turn: Turn, region: str) -> str:
+    """Tell how hard it is to decline: what is absent belongs here, or is of another region."""
+    name = gone(turn)
+    if not name:
+        return ""
+    if name not in ORGANS:
+        return "finding"
+    return "same region" if region in ORGANS[name].region else ELSEWHERE
 
 
 def _topics(case: Case | Truth) -> list[Topic]:

@@ -12,11 +12,15 @@ from .shapes import Point, Solid, column, ellipsoid, lumpy, slab, tube
 
 Part = tuple[str, Solid]
 DIAPHRAGM = -105.0
+ON_A_TABLE = 0.75  # how often what a patient lies on is in the image
 
 
 def parts(random: np.random.Generator) -> Iterator[Part]:
     """Give the organs; later ones are painted over earlier ones."""
     fat = random.uniform(8, 30)
+    if random.random() < ON_A_TABLE:
+        top, wide = 112 + fat + random.uniform(-4, 12), random.uniform(180, 260)
+        yield "table", slab(1, top, top + random.uniform(12, 40)) & slab(2, -wide, wide)
     yield "body", column((0, 0), (112 + fat, 162 + fat), power=2.5)
     yield "muscle", column((0, 0), (112, 162), power=2.5)
     yield "inside of the abdomen", column((-12, 0), (84, 136), power=2.4) & slab(0, -1e6, -60)
