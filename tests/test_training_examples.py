@@ -1,5 +1,6 @@
 """What a step looks at: the same example at the same place, its masks where its words are."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from model import small
-from model.data.corpus.scene import Pool
+from model.data.corpus import telling
+from model.data.corpus.scene import Pool, Scene
 from model.data.sample import DataError, Sample, Task
 from model.data.tokens import IGNORED, Layout
 from model.errors import ModelError
@@ -79,6 +81,34 @@ def test_no_more_questions_and_masks_are_asked_than_wanted(pool: Pool, words: To
         for tokens, mask in drawn:
             assert seg in tokens.input_ids
             assert np.count_nonzero(mask) >= examples.SMALLEST
+
+
+def test_in_a_share_of_the_images_is_anything_outlined(pool: Pool, words: Tokenizer) -> None:
+    stream = Stream(patients(pool, words, mask_share=0.4), 40)
+    drawn = [any(mask is not None for mask in stream[place].masks) for place in range(40)]
+    assert 8 <= sum(drawn) <= 24
+    assert all(any(m is not None for m in Stream(patients(pool, words), 3)[i].masks)
+               for i in range(3))  # fmt: skip
+
+
+def test_what_decides_is_asked_first_and_what_is_elsewhere_last(
+    pool: Pool, words: Tokenizer
+) -> None:
+    source, asked, there = patients(pool, words, questions=10), Counter[str](), Counter[str]()
+    for number in range(3):
+        scene = pool[number]
+        for seed in range(60):
+            random = np.random.default_rng(seed)
+            asked.update(_about(each, scene) for each, _ in source._turns(scene, random))
+            there.update(_about(each, scene) for each in telling.turns(scene.truth, random))
+    share = {each: asked[each] / there[each] for each in there}
+    assert share["caption"] > share["closed_vqa"] > share["semantic_segmentation"]
+    assert share["semantic_segmentation"] > 2 * share[telling.ELSEWHERE] > 0
+
+
+def _about(turn: telling.Turn, scene: Scene) -> str:
+    absence = telling.absence(turn, scene.truth.region)
+    return absence if absence == telling.ELSEWHERE else turn.task
 
 
 def test_only_the_tasks_that_are_wanted_are_asked(pool: Pool, words: Tokenizer) -> None:

@@ -78,6 +78,12 @@ def test_what_does_not_fit_is_refused_by_file_and_key(
         ("lora = { rank = 0 }", "lora: rank and alpha must be 1 or more, not 0, 32"),
         ("lora = { dropout = 1.5 }", "lora: dropout must be 0 to 1, not 1.5"),
         ("gradient_checkpointing = 1", "gradient_checkpointing must be bool, not 1"),
+        ("mask_share = 0", "mask_share must be above 0 and at most 1, not 0"),
+        ("mask_share = 0.5", "mask_share is for masks of the corpus"),
+        ("rates = 2", "rates must be a table, not 2"),
+        ("rates = { vision = true }", "rates: vision must be float, not True"),
+        ("rates = { vision = 0 }", "rates must be above 0, not {'vision': 0}"),
+        ("rates = { segvol = 0.5 }", "rates must be of vision, not 'segvol'"),
         ("sets = [7]", "sets must be a table, not 7"),
     ],
 )

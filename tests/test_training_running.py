@@ -119,6 +119,24 @@ def test_gradients_are_clipped_and_several_batches_make_one_step(tmp_path: Path)
     assert log[0]["grad_norm"] > 0.01
 
 
+def test_a_part_may_learn_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    class Two(curve.Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slow = curve.Line()
+
+        def forward(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+            own, other = super().forward(values), self.slow(values)
+            return {"loss": own["loss"] + other["loss"], "away": own["away"]}
+
+    two = Two()
+    log = curve.run(tmp_path, two, steps=1, save_every=1, rates={"slow": 0.1})
+    # Whatever the gradient, Adam's first step is as long as the rate.
+    assert float(two.weight.detach().abs().max()) == pytest.approx(0.05, rel=1e-3)
+    assert float(two.slow.weight.detach().abs().max()) == pytest.approx(0.005, rel=1e-3)
+    assert log[0]["learning_rate"] == 0.05
+
+
 def test_the_rate_warms_up_and_falls_as_a_cosine(tmp_path: Path) -> None:
     log = curve.run(tmp_path, steps=20, warmup=0.2, save_every=20)
     rates = [each["learning_rate"] for each in log]
