@@ -19,7 +19,7 @@ from . import curves
 
 PRECISE: Final = "positional_encoding_gaussian_matrix"  # half of it would move places
 LARGEST_MB: Final = 25
-CURVES: Final = "training.svg"
+CURVES, PAGE = "training.svg", "report.html"
 CPU: Final = torch.device("cpu")
 
 
@@ -28,8 +28,9 @@ def ship(
 ) -> Card:
     """Write `source` to `out` in float16, with a card made of `text` and the benchmark's numbers.
 
-    What is in float16 stays as it is to the last bit, so what was measured is what ships. Of `run`,
-    the folder of the stages it came from, the card tells how long each took, beside their curves.
+    What is in float16 stays as it is to the last bit, so what was measured is what ships. The
+    benchmark's page beside `results` goes with it. Of `run`, the folder of the stages it came from,
+    the card tells how long each took, beside their curves.
 
     Raises
     ------
@@ -45,6 +46,8 @@ def ship(
     if size > LARGEST_MB:
         raise ModelError(f"the weights must be at most {LARGEST_MB} MB, not {size:.1f}")
     files = {each: (source / each).read_bytes() for each in checkpoint.WORDS}
+    if results is not None:
+        files[PAGE] = _page(results)
     went: list[str] = []
     if run is not None:
         told = curves.courses(run)
@@ -75,6 +78,13 @@ def _results(path: Path, card: Card) -> dict[str, Any]:
     return found
 
 
+def _page(results: Path) -> bytes:
+    try:
+        return results.with_name(PAGE).read_bytes()
+    except OSError as error:
+        raise ModelError(f"beside {results} there should be its page: {error}") from error
+
+
 def _numbers(results: Mapping[str, Any]) -> Iterator[str]:
     """Tell every score with its interval, and blind beside it, as a table."""
     yield "## Measured"
@@ -84,7 +94,7 @@ def _numbers(results: Mapping[str, Any]) -> Iterator[str]:
         f"`lamed-model bench` on {counts['images']} images of patients whose seeds training never "
         "saw, greedy. Those bent out of the real scan are of the one person that training saw too, "
         "bent in other ways. In brackets the 95 % interval by patient; blind: the same questions "
-        "with the image withheld."
+        f"with the image withheld. Slices, pictures and what went wrong are in `{PAGE}`."
     )
     yield ""
     yield "| task | measure | score | blind | items |"
