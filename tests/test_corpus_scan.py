@@ -32,28 +32,19 @@ def cases() -> list[Case]:
 
 
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all that pip knows; it serves a source distribution that tells if it ran."""
-    folder = tmp_path / "index"
-    folder.mkdir()
+def index(tmp_path: Path, packages: Path) -> Path:
+    """Let pip know one source distribution alone, that tells if it ran."""
     files = {
         "setup.py": EVIL.format(ran=str(tmp_path / "ran")),
         "PKG-INFO": "Metadata-Version: 2.1\nName: totalsegmentator\nVersion: 2.18.0\n",
         "LICENSE": "as you like",
     }
-    with tarfile.open(folder / scan.SDIST_FILE, "w:gz") as archive:
+    with tarfile.open(packages / scan.SDIST_FILE, "w:gz") as archive:
         for name, text in files.items():
             entry = tarfile.TarInfo(f"{scan.ROOT}/{name}")
             entry.size = len(text)
             archive.addfile(entry, io.BytesIO(text.encode()))
-    for name, value in {
-        "PIP_CONFIG_FILE": "/dev/null",
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(folder),
-        "PIP_RETRIES": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
-    return folder
+    return packages
 
 
 def digest(folder: Path) -> str:

@@ -234,12 +234,10 @@ def test_files_are_called_by_their_uids(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is the only package index that pip knows; it serves a small wheel."""
-    folder = tmp_path / "index"
-    folder.mkdir()
+def index(packages: Path) -> Path:
+    """Let pip know one small wheel alone."""
     info = "pyluna_radiology-0.3.3.dist-info"
-    with zipfile.ZipFile(folder / real_scan.WHEEL_FILE, "w") as wheel:
+    with zipfile.ZipFile(packages / real_scan.WHEEL_FILE, "w") as wheel:
         for number in range(real_scan.CHEST_INSTANCES):
             wheel.writestr(f"{real_scan.WHEEL_FOLDER}{number}.dcm", f"slice {number}")
         wheel.writestr("tests/other.dcm", "not of the scan")
@@ -251,14 +249,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py2-none-any\nTag: py3-none-any\n",
         )
         wheel.writestr(f"{info}/RECORD", "")
-    for name, value in {
-        "PIP_CONFIG_FILE": "/dev/null",
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(folder),
-        "PIP_RETRIES": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
-    return folder
+    return packages
 
 
 @pytest.fixture
