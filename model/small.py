@@ -31,6 +31,7 @@ GRID: Final[Size] = (32, 80, 80)
 PATCH: Final[Size] = (4, 8, 8)
 WIDTH: Final = 192
 SEGVOL_MLP: Final = 384
+STEM: Final = 32
 PIECES: Final = 900
 NUMBERS: Final = ("[0.", ",▁0.")  # pieces of a box, as sentencepiece writes them: half the tokens
 CLIP_WORDS: Final = 700
@@ -38,7 +39,7 @@ CONTROLS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STRENGTH: Final = 0.5  # of the sines of a place
 CONTRAST: Final = 2.0  # of the first weights against torch's own
 MEAN: Final = 0.25  # of what a prepared image holds
-VISION: Final = {"mlp_dim": 4 * WIDTH, "num_layers": 6, "num_heads": 6}
+VISION: Final = {"mlp_dim": 4 * WIDTH, "num_layers": 6, "num_heads": 6, "stem_channels": STEM}
 
 
 def init(out: Path, *, seed: int = 0) -> Card:

@@ -14,7 +14,9 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name
 
 from model.errors import ModelError
 from model.network import M3DCLIP, Lamed, LamedLlama, LamedPhi3, build, generate, greedy, load_state
+from model.network.config import ViTConfig
 from model.network.losses import dice_loss
+from model.network.vision import ViT
 
 PARITY = Path(__file__).parent / "data" / "parity"
 BOS, END, IMAGE, SEG = 1, 2, 47, 50
@@ -233,6 +235,10 @@ def test_a_network_without_segvol_says_so_when_asked_for_a_mask() -> None:
         ({"eos_token_id": "x"}, "eos_token_id must be token ids, not 'x'"),
         ({"num_hidden_layers": "two"}, "does not describe a phi3"),
         ({"segmentation_module": "unet"}, "segmentation_module must be one of segvol"),
+        (
+            {"oracle_overrides": {"vision": WIDTHS | {"stem_channels": 4}}},
+            r"patch_size under a stem must be whole steps of \(2, 4, 4\), not \(2, 2, 2\)",
+        ),
     ],
 )
 def test_a_config_this_code_cannot_compute_is_refused(
@@ -240,6 +246,20 @@ def test_a_config_this_code_cannot_compute_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         build(config(**changes))
+
+
+@torch.no_grad()
+def test_a_stem_sees_what_is_small_alike_wherever_it_lies() -> None:
+    network = ViT(ViTConfig((24, 48, 48), (4, 8, 8), 1, 24, 16, 1, 2, stem=6), classify=False)
+    stem = network.patch_embedding.stem
+    assert stem is not None
+    here, there = torch.zeros(2, 1, 1, 24, 48, 48)
+    here[0, 0, 9, 18, 19] = there[0, 0, 9 + 2, 18 + 4, 19 + 4] = 1
+    first, second = stem.convolutions(here), stem.convolutions(there)
+    assert first.shape == (1, 6, 12, 12, 12)
+    torch.testing.assert_close(second[..., 3:9, 3:9, 3:9], first[..., 2:8, 2:8, 2:8])
+    assert not torch.allclose(first, second)
+    assert network(here).shape == (1, 216, 24)
 
 
 def test_rows_of_unequal_length_decode_as_they_would_alone() -> None:

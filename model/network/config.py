@@ -16,6 +16,9 @@ Mode = Literal["default", "reference"]
 """`reference` repeats the reference implementation where we differ on purpose: it checks no
 prompt, does not see a [SEG] that comes first, and draws the mean of several [SEG] as one mask."""
 
+STEM_STEP: Size = (2, 4, 4)
+"""Voxels between two cells of a stem."""
+
 _LANGUAGE_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -44,7 +47,11 @@ _LANGUAGE_KEYS = (
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Widths of one 3D vision transformer; the defaults are the released ones."""
+    """Widths of one 3D vision transformer; the defaults are the released ones.
+
+    `stem` is the channels of convolutions beside the patches' Linear; 0, as released: there are
+    none. See `vision.Stem`.
+    """
 
     image_size: Size
     patch_size: Size
@@ -53,8 +60,15 @@ class ViTConfig:
     mlp: int = 3072
     layers: int = 12
     heads: int = 12
+    stem: int = 0
 
     def __post_init__(self) -> None:
+        if self.stem and any(
+            patch % step for patch, step in zip(self.patch_size, STEM_STEP, strict=True)
+        ):
+            raise ModelError(
+                f"patch_size under a stem must be whole steps of {STEM_STEP}, not {self.patch_size}"
+            )
         if any(
             image % patch for image, patch in zip(self.image_size, self.patch_size, strict=True)
         ):
@@ -239,6 +253,7 @@ def _vit(config: Mapping[str, Any], widths: Mapping[str, Any], hidden_key: str) 
         mlp=_integer(widths, "mlp_dim", 3072),
         layers=_integer(widths, "num_layers", 12),
         heads=_integer(widths, "num_heads", 12),
+        stem=_integer(widths, "stem_channels", 0),
     )
 
 

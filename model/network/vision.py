@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name
 
 from model.errors import ModelError
 
-from .config import Size, ViTConfig
+from .config import STEM_STEP, Size, ViTConfig
 
 
 class ViT(nn.Module):
@@ -68,12 +68,49 @@ class PatchEmbedding(nn.Module):
         )
         self.position_embeddings = nn.Parameter(torch.zeros(1, config.tokens, config.hidden))
         nn.init.trunc_normal_(self.position_embeddings, std=0.02)
+        self.stem = Stem(config) if config.stem else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, D, H, W) in any float type -> (B, patches, hidden) in the weights' type."""
         dtype = self.position_embeddings.dtype
-        tokens: Tensor = self.patch_embeddings(images.to(dtype))
+        images = images.to(dtype)
+        tokens: Tensor = self.patch_embeddings(images)
+        if self.stem is not None:
+            tokens = tokens + self.stem(images)
         return tokens + self.position_embeddings
+
+
+class Stem(nn.Module):
+    """Convolutions that see what is small, wherever in its patch it lies.
+
+    One Linear sees a dot in each place of a patch as another thing, and a small network does not
+    live long enough to learn them all; this finds it in one place and adds it to the patch's token.
+    The released networks have none.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        wide = config.stem
+        depth, height, width = (
+            patch // step for patch, step in zip(config.patch_size, STEM_STEP, strict=True)
+        )
+        self.convolutions = nn.Sequential(
+            *_convolution(config.channels, wide // 2, (1, 2, 2)),
+            *_convolution(wide // 2, wide, (2, 2, 2)),
+            *_convolution(wide, wide, (1, 1, 1)),
+        )
+        self.patches = Patches(config.grid, (depth, height, width))
+        self.linear = nn.Linear(wide * depth * height * width, config.hidden, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, patches, hidden)."""
+        tokens: Tensor = self.linear(self.patches(self.convolutions(images)))
+        return tokens
+
+
+def _convolution(given: int, wide: int, stride: Size) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv3d(given, wide, 3, stride=stride, padding=1, bias=False)
+    return convolution, nn.GroupNorm(1, wide), nn.GELU()
 
 
 class Patches(nn.Module):
