@@ -22,7 +22,7 @@ from model.tokenizer import Tokenizer
 from model.training.recipe import Corpus, Published, Recipe
 
 GRID, PATCH, WIDTH = (16, 32, 32), (4, 8, 8), 48
-WIDTHS = {"mlp_dim": 2 * WIDTH, "num_layers": 2, "num_heads": 4}
+WIDTHS = {"mlp_dim": 2 * WIDTH, "num_layers": 2, "num_heads": 4, "stem_channels": 8}
 SEEDS = (0, 1, 3)  # a head, a chest and an abdomen
 ORGAN = {"head": "brain", "chest": "right lung", "abdomen": "liver"}
 SETS = (

@@ -198,7 +198,7 @@ def seen_apart(case: Case, kind: str, mask: np.ndarray) -> bool:
     host = (case.labels == case.labels[mask][0]) & (case.planted == 0)
     step = np.median(case.voxels[mask]) - np.median(case.voxels[host])
     mean = KINDS[kind].values["CT"][0]
-    return bool(step > 50 if mean > 100 else step < -15)
+    return bool(step > 25 if mean > 100 else step < -5)
 
 
 def test_an_organ_that_was_removed_is_in_neither_labels_nor_voxels() -> None:
@@ -268,4 +268,4 @@ def test_only_a_scanned_patient_follows_the_scan(
         )
         spine = case.organ("spine") & (case.planted == 0)
         alike.append(np.corrcoef(case.voxels[spine], whole.voxels[nearest][spine])[0, 1])
-    assert min(alike) > 0.5 if keep else max(alike) < 0.2, alike
+    assert min(alike) > 0.4 if keep else max(alike) < 0.2, alike

@@ -150,8 +150,9 @@ def take_vision(network: Lamed | M3DCLIP, folder: Path) -> None:
         missing, foreign = into.load_state_dict(given.state_dict(), strict=False)
     except RuntimeError as error:
         raise ModelError(f"{folder}: its vision encoder is another: {error}") from error
-    if foreign or set(missing) - {"cls_token"}:
-        raise ModelError(f"{folder}: its vision encoder is another: {[*missing, *foreign][0]}")
+    wrong = sorted({*missing, *foreign} - {"cls_token"})
+    if wrong:
+        raise ModelError(f"{folder}: its vision encoder is another: {wrong[0]}")
 
 
 def freeze(network: Lamed, recipe: Recipe) -> None:
