@@ -6,5 +6,6 @@ batches      examples to tensors               objectives  what each stage minim
 prompts      SegVol's own, for the words       running     transformers' Trainer, guarded
 progress     how far a run is                  lora        adapters in and merged out
 stages       a recipe in, a checkpoint out     demo        the small checkpoint, from nothing
-shipping     and in half the bytes             commands    `lamed-model train`
+curves       how the stages went               shipping    and in half the bytes
+commands     `lamed-model train`
 """
