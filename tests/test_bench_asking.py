@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_models import Asked, Made, Oracle, Silly, answer, item, mask, subject
+from bench_models import Made, Oracle, Silly, answer, item, mask, subject
 
 from model.bench.asking import BLIND, FORMAT, IMAGE, JOURNAL, Run, ask, unpacked, vector
 from model.bench.items import LIMITS, Item
@@ -164,7 +164,7 @@ def test_there_must_be_something_to_ask(tmp_path: Path) -> None:
 
 
 def test_a_question_that_cannot_be_asked_is_named_with_its_image(tmp_path: Path) -> None:
-    class Refusing(Asked):
+    class Refusing(Silly):
         def ask(self, _: Prepared, questions: Any) -> list[Answer]:
             raise ModelError(f"question {questions[0].id} must have at most 9 tokens, not 10")
 

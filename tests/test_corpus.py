@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_erosion
 
 from model.data.corpus.case import VIEWS, Case, View
 from model.data.corpus.findings import KINDS, Finding
@@ -87,11 +88,12 @@ def test_what_is_planted_can_be_seen(cases: list[Case]) -> None:
             if each.number and KINDS[each.kind].organs[0] != "spine":
                 mask = case.finding(each)
                 host = case.labels == np.bincount(case.labels[mask]).argmax()
-                outside = case.voxels[host & (case.planted == 0)]
+                # Its rim is blurred with what is around it.
+                outside = case.voxels[binary_erosion(host) & (case.planted == 0)]
                 if len(outside) < 50 or each.kind == "effusion":
                     continue
-                apart = abs(case.voxels[mask].mean() - outside.mean())
-                assert apart > 10 if case.modality == "CT" else apart > 0.1 * outside.mean(), each
+                apart = abs(np.median(case.voxels[mask]) - np.median(outside))
+                assert apart > 10 if case.modality == "CT" else apart > 0.1 * np.median(outside), each
 
 
 def test_every_organ_and_every_kind_of_finding_comes(cases: list[Case]) -> None:

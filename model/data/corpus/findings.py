@@ -17,7 +17,8 @@ from .space import Space
 
 Labels = NDArray[np.uint8]
 Random = np.random.Generator
-SMALLEST = 6  # voxels: what is smaller cannot be seen, so it is not planted
+SMALLEST: Final = 6  # voxels: what is smaller cannot be seen, so it is not planted
+MOST: Final = 0.35  # of its organ that a ball may fill
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,17 @@ KIDNEYS: Final = ("right kidney", "left kidney")
 KINDS: Final = {
     each.name: each
     for each in (
-        Kind("nodule", CHEST, LUNGS, {"CT": (40, 15)}, (6, 12)),
+        Kind("nodule", CHEST, LUNGS, {"CT": (40, 15)}, (9, 15)),
         Kind("mass", CHEST, LUNGS, {"CT": (45, 15)}, (18, 30)),
         Kind("consolidation", CHEST, LUNGS, {"CT": (25, 15)}, (26, 40)),
         Kind("effusion", CHEST, LUNGS, {"CT": (10, 6)}),
         Kind("fracture", CHEST, ("spine",), {"CT": (45, 10)}),
-        Kind("lesion", ABDOMEN, ("liver",), {"CT": (-32, 5)}, (10, 24), relative=True),
-        Kind("cyst", ABDOMEN, KIDNEYS, {"CT": (4, 4)}, (11, 22), darker=25),
-        Kind("stone", ABDOMEN, KIDNEYS, {"CT": (650, 150)}, (4.5, 8)),
-        Kind("gallstone", ABDOMEN, ("gallbladder",), {"CT": (350, 120)}, (5, 8)),
-        Kind("haemorrhage", HEAD, ("brain",), {"CT": (70, 5)}, (10, 24)),
-        Kind("tumour", HEAD, ("brain",), {"MR": (1.0, 0.1)}, (10, 24)),
+        Kind("lesion", ABDOMEN, ("liver",), {"CT": (-32, 5)}, (14, 28), relative=True),
+        Kind("cyst", ABDOMEN, KIDNEYS, {"CT": (4, 4)}, (14, 26), darker=25),
+        Kind("stone", ABDOMEN, KIDNEYS, {"CT": (650, 150)}, (7, 12)),
+        Kind("gallstone", ABDOMEN, ("gallbladder",), {"CT": (350, 120)}, (7, 11)),
+        Kind("haemorrhage", HEAD, ("brain",), {"CT": (70, 5)}, (14, 26)),
+        Kind("tumour", HEAD, ("brain",), {"MR": (1.0, 0.1)}, (14, 26)),
     )
 }
 REMOVABLE: Final = ("right kidney", "left kidney", "spleen", "gallbladder")
@@ -119,8 +120,9 @@ def remove(patient: Patient, organ: str) -> bool:
 
 
 def _ball(random: Random, space: Space, host: Inside, kind: Kind) -> Inside:
-    """Draw a lumpy ball around a voxel of the organ, as far inside as it goes."""
-    radius = random.uniform(*kind.radius_mm)
+    """Draw a lumpy ball around a voxel of the organ, as far inside as it goes; the organ stays."""
+    room = MOST * np.count_nonzero(host) * float(np.prod(space.spacing_mm))
+    radius = min(random.uniform(*kind.radius_mm), float(np.cbrt(0.75 * room / np.pi)))
     middle = _place(random, space, host, radius)
     stretch = random.uniform(0.8, 1.2, 3) * radius
     lumps: list[tuple[Point, float, float]] = []
@@ -143,7 +145,7 @@ def _fracture(random: Random, space: Space, host: Inside, _: Kind) -> Inside:
     """Draw a vertebral body gone soft over a few millimetres."""
     height = space.at[0]
     level = random.uniform(*np.quantile(height[host], (0.2, 0.8)))
-    thick = max(5.0, 1.2 * space.spacing_mm[0])
+    thick = max(8.0, 1.2 * space.spacing_mm[0])
     front = space.at[1] < np.quantile(space.at[1][host], 0.6)
     return np.asarray(host & front & (np.abs(height - level) < thick))
 
