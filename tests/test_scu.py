@@ -31,13 +31,14 @@ def storescp(tool: Tool, tmp_path: Path) -> Iterator[Callable[..., Destination]]
         port = free_port()
         command = [tool("storescp"), *options, "-od", str(folder), str(port)]
         running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
-        for _ in range(200):
+        until = time.monotonic() + 30
+        while True:
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
-                break
+                return Destination("STORESCP", "127.0.0.1", port)
             except OSError:
+                assert time.monotonic() < until, "storescp does not listen"
                 time.sleep(0.02)
-        return Destination("STORESCP", "127.0.0.1", port)
 
     yield start
     for each in running:
@@ -68,7 +69,7 @@ def test_a_peer_that_refuses_the_association_is_quoted(
     storescp: Callable[..., Destination], ct_files: list[Path]
 ) -> None:
     with pytest.raises(PeerError, match="rejected the association"):
-        send(ct_files, storescp("--refuse"))
+        send(ct_files, storescp("--refuse"), timeout_s=30)
 
 
 def test_a_class_the_peer_does_not_take_is_named(
