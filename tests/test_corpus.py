@@ -93,7 +93,9 @@ def test_what_is_planted_can_be_seen(cases: list[Case]) -> None:
                 if len(outside) < 50 or each.kind == "effusion":
                     continue
                 apart = abs(np.median(case.voxels[mask]) - np.median(outside))
-                assert apart > 10 if case.modality == "CT" else apart > 0.1 * np.median(outside), each
+                assert apart > 10 if case.modality == "CT" else apart > 0.1 * np.median(outside), (
+                    each
+                )
 
 
 def test_every_organ_and_every_kind_of_finding_comes(cases: list[Case]) -> None:
