@@ -212,6 +212,29 @@ def test_a_side_in_the_words_is_the_side_of_the_turn(cases: list[Case]) -> None:
                 assert turn.task == "open_vqa" or other not in words, turn
 
 
+def test_every_kind_is_asked_for_whether_it_is_there_or_not(cases: list[Case]) -> None:
+    """What is asked tells nothing of the answer; with a side it is the side that decides."""
+    told: dict[bool, list[bool]] = {False: [], True: []}
+    for case in cases:
+        plain = []
+        for turn in asked(case):
+            if turn.kind != "yes_no":
+                continue
+            word, side = re.fullmatch(
+                r"Is there a (.+?)(?: on the (left|right) side)?\?", turn.question
+            ).groups()  # type: ignore[union-attr]
+            found = [each for each in case.findings if each.number and word in phrase(each)]
+            there = any(side in (None, each.side) for each in found)
+            assert (turn.answer, turn.absent) == (("Yes.", False) if there else ("No.", True)), turn
+            told[side is not None].append(there)
+            plain += [] if side else [word]
+        assert len(plain) == len(set(plain)) > 0
+        for each in case.findings:
+            assert not each.number or any(word in phrase(each) for word in plain)
+    assert 0.35 < np.mean(told[False]) < 0.65
+    assert 0.2 < np.mean(told[True]) < 0.65
+
+
 # --- geometry -----------------------------------------------------------------------------------
 
 

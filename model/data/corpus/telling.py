@@ -246,33 +246,34 @@ def _plain(case: Case | Truth, random: Random) -> Iterator[Turn]:
     else:
         asked = "Which MRI sequence is this, and was contrast material given?"
     yield Turn("open_vqa", asked, technique(case), "technique")
-    for truly in (True, False):
-        told = _claim(case, random, truly=truly)
-        if told:
-            claim, side = told
-            asked = f"Is there a {claim}?"
-            answer = "Yes." if truly else "No."
-            yield Turn("open_vqa", asked, answer, "yes_no", absent=not truly, side=side)
+    for claim, side, truly in _claims(case, random):
+        answer = "Yes." if truly else "No."
+        yield Turn(
+            "open_vqa", f"Is there a {claim}?", answer, "yes_no", absent=not truly, side=side
+        )
     known = {each for topic in _topics(case) for each in topic.questions}
     for index in random.permutation(len(BEYOND))[:2]:
         if BEYOND[int(index)] not in known:
             yield Turn("open_vqa", BEYOND[int(index)], UNLEARNT, "beyond")
 
 
-def _claim(case: Case | Truth, random: Random, *, truly: bool) -> tuple[str, str] | None:
-    """Name a kind of finding, with its side, that is there or is not."""
-    there = {(_word(each.kind), each.side) for each in case.findings if each.number}
-    possible = {
-        (_word(kind.name), ORGANS[organ].side or side)
-        for kind in _kinds(case)
-        for organ in kind.organs
-        for side in (("left", "right") if organ == "brain" else ("",))
-    }
-    choices = sorted(there if truly else possible - there)
-    if not choices:
-        return None
-    word, side = choices[int(random.integers(len(choices)))]
-    return (f"{word} on the {side} side" if side else word), side
+def _claims(case: Case | Truth, random: Random) -> Iterator[tuple[str, str, bool]]:
+    """Say of each kind of finding that it is there, and on a side; tell the side and the truth.
+
+    Every kind is asked for, there or not: what is asked gives nothing away, and yes and no are
+    about as frequent.
+    """
+    possible: dict[str, set[str]] = {}
+    for kind in _kinds(case):
+        sides = {ORGANS[each].side for each in kind.organs}
+        sides = {"left", "right"} if kind.organs == ("brain",) else sides - {""}
+        possible.setdefault(_word(kind.name), set()).update(sides)
+    for word, sides in possible.items():
+        there = {each.side for each in case.findings if _word(each.kind) == word and each.number}
+        yield word, "", bool(there)
+        if sides and (there or random.random() < 0.5):  # noqa: PLR2004 - a coin
+            side = _any(random, sorted(sides))
+            yield f"{word} on the {side} side", side, side in there
 
 
 def _kinds(case: Case | Truth) -> list[Kind]:
