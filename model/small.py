@@ -39,6 +39,8 @@ CONTROLS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STRENGTH: Final = 0.5  # of the sines of a place
 CONTRAST: Final = 2.0  # of the first weights against torch's own
 MEAN: Final = 0.25  # of what a prepared image holds
+LIKENESS: Final = 1.0  # how sharply a word looks for what is like it, before it has learnt to
+COPIED: Final = 0.5  # how much of what it looks at it takes over
 VISION: Final = {"mlp_dim": 4 * WIDTH, "num_layers": 6, "num_heads": 6, "stem_channels": STEM}
 
 
@@ -59,6 +61,7 @@ def init(out: Path, *, seed: int = 0) -> Card:
     if not isinstance(network, Lamed):
         raise ModelError(f"expected a LaMed network of {config['model_type']}")
     place(network)
+    alike(network)
     files = {
         "tokenizer.model": words.model,
         "added_tokens.json": json.dumps(dict(words.added), indent=1).encode() + b"\n",
@@ -82,6 +85,27 @@ def place(network: Lamed) -> None:
         linear = embedding.patch_embeddings[1]
         linear.weight.mul_(CONTRAST)
         linear.bias.copy_(-MEAN * linear.weight.sum(dim=1))
+
+
+@torch.no_grad()
+def alike(network: Lamed, *, seed: int = 0) -> None:
+    """Let a word look from the start for what is like it, and take that over.
+
+    Queries and keys are one random rotation, values and outputs another and its inverse: mimetic
+    initialisation (arXiv 2305.09828). With torch's own weights the small language model learnt its
+    sentences and never found the image behind them.
+    """
+    random = torch.Generator().manual_seed(seed)
+    width = network.config.hidden
+    for layer in network.model.layers:
+        alike, copied = (
+            torch.linalg.qr(torch.randn(width, width, generator=random))[0] for _ in range(2)
+        )
+        query, key, value = layer.self_attn.qkv_proj.weight.split(width)
+        query.add_(LIKENESS * alike)
+        key.add_(LIKENESS * alike)
+        value.add_(COPIED * copied)
+        layer.self_attn.o_proj.weight.add_(COPIED * copied.T)
 
 
 def _sines(grid: Size, width: int) -> torch.Tensor:
@@ -119,7 +143,7 @@ def lamed_config(words: Tokenizer) -> dict[str, Any]:
         "proj_layer_num": 2,
         "proj_layer_type": "mlp",
         "proj_pooling_size": 2,
-        "proj_pooling_type": "spatial",
+        "proj_pooling_type": "max",
         "vision_tower": "vit3d",
         "vision_select_layer": -1,
         "vision_select_feature": "patch",

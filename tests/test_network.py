@@ -155,6 +155,21 @@ def test_the_perceiver_pools_blocks_and_floors_odd_grids(
     assert torch.allclose(ours, words, atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_pooling_by_max_keeps_what_one_patch_of_a_block_shows(depth: int) -> None:
+    network = lamed(proj_layer_num=depth, proj_pooling_type="max", segmentation_module=None)
+    projector = network.model.mm_projector
+    tokens = torch.rand(2, 45, 24)
+    first, *rest = (each for each in projector.projector if isinstance(each, torch.nn.Linear))
+    seen = F.gelu(first(tokens)).reshape(2, 3, 5, 3, 32)
+    blocks = [seen[:, :2, y : y + 2, :2].amax(dim=(1, 2, 3)) for y in (0, 2)]
+    words = torch.stack(blocks, dim=1)
+    for index, each in enumerate(rest):
+        words = each(F.gelu(words) if index else words)
+    assert torch.allclose(projector(tokens), words, atol=1e-5)
+    assert projector(tokens).shape == (2, network.config.image_tokens, 32)
+
+
 @pytest.mark.parametrize(
     ("changes", "tokens"),
     [
@@ -227,7 +242,18 @@ def test_a_network_without_segvol_says_so_when_asked_for_a_mask() -> None:
         ({"image_size": [6, 10]}, "image_size must be three positive whole numbers"),
         ({"image_size": [6, 10, 5]}, "image_size must be whole patches"),
         ({"proj_pooling_size": 4}, "pooling by 4 leaves nothing"),
-        ({"proj_pooling_type": "max"}, "proj_pooling_type must be one of spatial, sequence"),
+        (
+            {"proj_pooling_type": "median"},
+            "proj_pooling_type must be one of spatial, sequence, max",
+        ),
+        (
+            {"proj_pooling_type": "max", "proj_layer_num": 1},
+            "proj_layer_num of 2 or more, got mlp and 1",
+        ),
+        (
+            {"proj_pooling_type": "max", "proj_layer_type": "linear"},
+            "max needs proj_layer_type mlp",
+        ),
         ({"mm_projector_type": "minigpt"}, "mm_projector_type must be one of"),
         ({"vision_select_layer": -2}, "vision_select_layer must be -1, not -2"),
         ({"mm_hidden_size": 48}, "mm_hidden_size must equal the vision tower's width, 24, not 48"),

@@ -72,6 +72,22 @@ def test_patches_know_their_place_from_the_start(folder: Path) -> None:
     assert len(torch.unique(places.flatten(0, 2), dim=0)) == 800
 
 
+def test_a_word_looks_for_what_is_like_it_from_the_start(folder: Path) -> None:
+    """Of many tokens it looks at its own kind most, and takes its direction over."""
+    network = load(folder).network
+    torch.manual_seed(0)
+    kinds = torch.randn(40, network.config.hidden)
+    tokens = torch.cat((kinds, kinds[7:8] + 0.3 * torch.randn(1, network.config.hidden)))
+    attention = network.model.layers[0].self_attn
+    width = network.config.hidden
+    with torch.no_grad():
+        query, key, value = attention.qkv_proj(tokens).split(width, dim=-1)
+        scores = query[-1] @ key[:-1].T
+        taken = attention.o_proj(value[7])
+    assert int(scores.argmax()) == 7
+    assert torch.cosine_similarity(taken, tokens[7], dim=0) > 0.5
+
+
 def test_a_place_that_is_taken_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match="must be new or an empty folder"):
         small.init(folder)

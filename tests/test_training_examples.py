@@ -123,6 +123,51 @@ def test_only_the_tasks_that_are_wanted_are_asked(pool: Pool, words: Tokenizer) 
         Stream(patients(pool, words, tasks=frozenset()), 3)[0]
 
 
+def test_only_the_kinds_that_are_wanted_are_asked(pool: Pool, words: Tokenizer) -> None:
+    found = Stream(patients(pool, words, kinds=frozenset({"yes_no"})), 3)[0]
+    answers = {
+        words.decode([each for each in tokens.labels if each > 2]).strip()
+        for tokens in found.tokens
+    }
+    assert answers
+    assert answers <= {"Yes.", "No."}
+    with pytest.raises(ModelError, match=r"expected a question of .*, riddle, got none"):
+        Stream(patients(pool, words, kinds=frozenset({"riddle"})), 3)[0]
+
+
+def test_what_each_image_token_shows_is_told_block_by_block() -> None:
+    """Organs where they fill enough of a block, findings where there are a few voxels of them."""
+    found = np.zeros((4, 8, 9), np.uint8)
+    found[:2, :4, 4:8] = 3  # the whole of a block
+    found[2, 0, 0] = 5  # one voxel of 32: less than 5 %
+    found[3, 4, :3] = examples.FIRST_KIND
+    found[:, :, 8] = 7  # beyond the last whole block
+    told = examples.shown(found, (2, 4, 4))
+    assert told.shape == (8, examples.CLASSES)
+    shown = {(int(block), int(number)) for block, number in np.argwhere(told)}
+    assert shown == {(1, 3), (6, examples.FIRST_KIND)}
+
+
+def test_blocks_are_named_after_the_image_has_moved(pool: Pool, words: Tokenizer) -> None:
+    size = tuple(each // 2 for each in handful.GRID)
+    found = Stream(patients(pool, words, blocks=size), 3)
+    for place in range(3):
+        named = found[place].named
+        assert named is not None
+        assert named.shape == (8, examples.CLASSES)
+        assert named.any()
+    assert Stream(patients(pool, words), 3)[0].named is None
+    plain = replace(patients(pool, words, blocks=size), augment=Augment("none"))
+    still = [plain.example(0, np.random.default_rng(seed)).named for seed in range(2)]
+    assert np.array_equal(*still)
+
+
+def test_every_class_but_nothing_has_words() -> None:
+    told = examples.names()
+    assert len(told) == examples.CLASSES
+    assert [number for number, name in enumerate(told) if not name] == [0]
+
+
 def test_a_seg_that_the_length_cuts_off_is_an_error_that_says_so(
     pool: Pool, words: Tokenizer
 ) -> None:

@@ -15,8 +15,8 @@ from model.data.tokens import IGNORED, Layout, encode
 from model.errors import ModelError
 from model.lamed import LaMed
 from model.training.batches import Questions
-from model.training.examples import Example
-from model.training.objectives import Speaking
+from model.training.examples import CLASSES, FIRST_KIND, Example
+from model.training.objectives import Naming, Speaking
 
 ASKED = (
     (Task.CAPTION, "Describe the findings of this head CT.", "There is no mass in the brain."),
@@ -150,6 +150,28 @@ def test_without_masks_a_batch_has_none_and_segvol_rests(
     given = batch(lamed, [replace(each, masks=(None,) * len(each.masks)) for each in examples])
     assert "masks" not in given
     assert set(Speaking(lamed.network)(**given)) == {"loss", "language"}
+
+
+def test_image_tokens_learn_the_words_for_what_they_show() -> None:
+    """A finding counts more than an organ, and what is shown is likest to its own word."""
+    torch.manual_seed(0)
+    naming = Naming([[], *([number] for number in range(CLASSES - 1))])
+    words = torch.nn.Embedding(CLASSES - 1, 32)
+    tokens = torch.nn.Parameter(torch.randn(1, 6, 32))
+    named = torch.zeros(1, 6, CLASSES, dtype=torch.bool)
+    shown = [1, 2, 3, FIRST_KIND, FIRST_KIND + 1, FIRST_KIND + 2]
+    named[0, range(6), shown] = True
+    naming(tokens, words.weight, named).backward()
+    pull = tokens.grad.norm(dim=-1)[0] if tokens.grad is not None else torch.zeros(6)
+    assert pull[3:].min() > pull[:3].max()
+    assert words.weight.grad is not None
+    learning = torch.optim.Adam([tokens, *naming.parameters()], lr=0.05)
+    for _ in range(200):
+        learning.zero_grad()
+        naming(tokens, words.weight.detach(), named).backward()
+        learning.step()
+    likeness = torch.cosine_similarity(tokens[0, :, None], words.weight[None], dim=-1)
+    assert (likeness.argmax(dim=1) + 1).tolist() == shown
 
 
 def test_an_image_without_a_question_is_refused(lamed: LaMed, examples: list[Example]) -> None:

@@ -85,6 +85,8 @@ def test_what_does_not_fit_is_refused_by_file_and_key(
         ("rates = { vision = 0 }", "rates must be above 0, not {'vision': 0}"),
         ("rates = { segvol = 0.5 }", "rates must be of vision, not 'segvol'"),
         ("sets = [7]", "sets must be a table, not 7"),
+        ("naming = -1.0", "naming must be 0 or more, not -1.0"),
+        ('kinds = "yes_no"', "kinds must be a list, not 'yes_no'"),
     ],
 )
 def test_what_is_added_and_does_not_fit_is_refused(tmp_path: Path, line: str, told: str) -> None:
@@ -114,6 +116,17 @@ def test_a_stage_learns_from_what_it_can(tmp_path: Path, stage: str, kind: str, 
     )
     with pytest.raises(ModelError, match=told):
         read(written(tmp_path / "own.toml", text))
+
+
+@pytest.mark.parametrize(
+    ("line", "name"), [("naming = 1.0", "naming"), ('kinds = ["yes_no"]', "kinds")]
+)
+def test_what_only_the_corpus_knows_is_refused_with_sets(
+    tmp_path: Path, line: str, name: str
+) -> None:
+    text = PLAIN.replace("corpus = { phantoms = 5 }", '[[sets]]\nkind = "cap"\nfile = "x"')
+    with pytest.raises(ModelError, match=f"{name} is for the corpus, sets know nothing of it"):
+        read(written(tmp_path / "own.toml", f"{line}\n{text}"))
 
 
 def test_what_is_no_recipe_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from model import checkpoint, clip, load
 from model.data.sample import Task
 from model.errors import ModelError
 from model.training import stages
+from model.training.curves import courses
 from model.training.recipe import Corpus, Lora, Published
 
 
@@ -145,6 +146,24 @@ def test_the_corpus_too_goes_through_every_stage(root: Path, tmp_path: Path) -> 
             "lamed_phi3",
         )
         assert told["loss"] > 0
+
+
+def test_image_tokens_are_named_and_what_names_them_is_left_behind(
+    root: Path, tmp_path: Path
+) -> None:
+    given = {
+        "corpus": Corpus(2), "sets": (), "augment": "mild", "kinds": ("yes_no",), "questions": 4,
+        "naming": 1.0, "train": ("vision", "projector", "embed", "head", "language"),
+    }  # fmt: skip
+    told = run(root, tmp_path / "look", "align", "lamed", **given)
+    assert json.loads((tmp_path / "look/recipe.json").read_text())["naming"] == 1.0
+    (course,) = courses(tmp_path)
+    assert set(course.curves) >= {"language", "naming"}
+    assert load(Path(told["folder"]))
+    linear = handful.lamed(tmp_path / "linear", mm_projector_type="linear")
+    places = stages.Places(linear, tmp_path / "no", cache=root / "pool")
+    with pytest.raises(ModelError, match=r"naming is for tokens of blocks, not for .*linear"):
+        stages.run(handful.recipe("align", **given), places, device="cpu")
 
 
 def test_what_is_added_to_a_network_begins_by_the_seed(root: Path, tmp_path: Path) -> None:

@@ -105,7 +105,12 @@ class ProjectorConfig:
     def __post_init__(self) -> None:
         _one_of("mm_projector_type", self.kind, ("spp", "linear", "identity"))
         _one_of("proj_layer_type", self.layer, ("linear", "mlp"))
-        _one_of("proj_pooling_type", self.pooling, ("spatial", "sequence"))
+        _one_of("proj_pooling_type", self.pooling, ("spatial", "sequence", "max"))
+        if self.pooling == "max" and (self.layer != "mlp" or self.depth == 1):
+            raise ModelError(
+                "pooling by max needs proj_layer_type mlp and proj_layer_num of 2 or more, "
+                f"got {self.layer} and {self.depth}"
+            )
         if self.depth < 1 or self.window < 1:
             raise ModelError(
                 "proj_layer_num and proj_pooling_size must be 1 or more, "

@@ -34,13 +34,19 @@ class FullLinear(nn.Module):
 
 
 class SpatialPoolingPerceiver(nn.Module):
-    """Mean over blocks of neighbours (`spatial`) or over runs of the flat order (`sequence`)."""
+    """Pool neighbours, and project them into the language model's width.
+
+    `spatial`: the mean of a block; `sequence`: of a run of the flat order; both as published,
+    before they are projected. `max` (ours): every token through the first layer by itself,
+    and of a block, in each channel, the strongest: what one patch of many shows is not averaged
+    away.
+    """
 
     def __init__(self, config: LamedConfig) -> None:
         super().__init__()
         shape = config.projector
         self.grid, self.window = config.vision.grid, shape.window
-        self.spatial = shape.pooling == "spatial"
+        self.pooling = shape.pooling
         first = nn.Linear(config.vision.hidden, config.hidden)
         deeper = [nn.Linear(config.hidden, config.hidden) for _ in range(1, shape.depth)]
         if shape.layer == "mlp":
@@ -50,12 +56,20 @@ class SpatialPoolingPerceiver(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, width) -> (B, pooled, H)."""
+        if self.pooling == "max":
+            start = 2  # behind the first layer and what bends it
+            words: Tensor = self.projector[start:](self._pooled(self.projector[:start](tokens)))
+        else:
+            words = self.projector(self._pooled(tokens))
+        return words
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
         # In float32: the CPU pools no bfloat16.
         channels = tokens.transpose(1, 2).float()
-        if self.spatial:
-            blocks = channels.reshape(*channels.shape[:2], *self.grid)
-            pooled = F.avg_pool3d(blocks, self.window).flatten(2)
-        else:
+        if self.pooling == "sequence":
             pooled = F.avg_pool1d(channels, self.window**3)
-        words: Tensor = self.projector(pooled.transpose(1, 2).to(tokens.dtype))
-        return words
+        else:
+            blocks = channels.reshape(*channels.shape[:2], *self.grid)
+            pool = F.max_pool3d if self.pooling == "max" else F.avg_pool3d
+            pooled = pool(blocks, self.window).flatten(2)
+        return pooled.transpose(1, 2).to(tokens.dtype)

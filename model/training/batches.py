@@ -70,11 +70,18 @@ class Questions:
     seg_id: int
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """Pack the questions of each image; list masks in the order of their [SEG]."""
+        """Pack the questions of each image; list masks in the order of their [SEG].
+
+        With what each image token shows, where the examples tell.
+        """
         packs = pack(examples, self.layout, self.seg_id)
         masks = [mask for each in examples for mask in each.masks if mask is not None]
         batch = {"images": _images(examples), **vars(packs)}
-        return batch | ({"masks": torch.from_numpy(np.stack(masks))} if masks else {})
+        named = [each.named for each in examples if each.named is not None]
+        for name, arrays in (("masks", masks), ("named", named)):
+            if arrays:
+                batch[name] = torch.from_numpy(np.stack(arrays))
+        return batch
 
 
 def _images(examples: Sequence[Example]) -> Tensor:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .recipe import STAGES
-
+RUNS: Final = ("segment", "contrastive", "look", "align", "tune")  # folders of `demo.run`
 PREFIX: Final = "train/"
 HIDDEN: Final = frozenset({"epoch", "learning_rate", "grad_norm", "scale"})
 WIDTH, HEIGHT = 420, 230  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 30, 28
-COLOURS: Final = ("#222222", "#0b6e99", "#c25700", "#5a8f29")
+COLOURS: Final = ("#222222", "#0b6e99", "#c25700", "#5a8f29", "#8e44ad")
 STYLE: Final = (
     "text{font:12px sans-serif;fill:#333}.title{font-weight:600}path{fill:none;stroke-width:1.6}"
     ".grid{stroke:#ddd;stroke-width:1}"
@@ -36,7 +35,7 @@ class Course:
 
 def courses(run: Path) -> list[Course]:
     """Read the logs of the stages in `run`, in their order; those without any are left out."""
-    found = ((stage, run / stage / "tensorboard") for stage in STAGES)
+    found = ((stage, run / stage / "tensorboard") for stage in RUNS)
     return [_course(stage, logs) for stage, logs in found if logs.is_dir()]
 
 

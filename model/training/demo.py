@@ -1,4 +1,4 @@
-"""The small checkpoint, from nothing: words, SegVol, M3D-CLIP, alignment, tuning.
+"""The small checkpoint, from nothing: words, SegVol, M3D-CLIP, looking, alignment, tuning.
 
 Every stage that is done is kept, one that was killed goes on; the whole can be run again at any
 time and does what is left.
@@ -27,19 +27,20 @@ def run(out: Path, cache: Path) -> dict[str, Any]:
     segment = _stage("segment", stages.Places(start, out / "segment", cache=cache))
     places = stages.Places(clip, out / "contrastive", vision=segment, cache=cache)
     contrastive = _stage("contrastive", places)
-    places = stages.Places(segment, out / "align", vision=contrastive, cache=cache)
-    align = _stage("align", places)
+    places = stages.Places(segment, out / "look", vision=contrastive, cache=cache)
+    look = _stage("align", places, "small_look")
+    align = _stage("align", stages.Places(look, out / "align", cache=cache))
     places = stages.Places(align, out / "tune", cache=cache, prompts=out / "segment")
-    tuned = _stage("tune", places, small.NAME)
+    tuned = _stage("tune", places, title=small.NAME)
     half = out / "half"
     _once(half, lambda: ship(tuned, half, text=CARD.read_text("utf-8")))
     return {"folder": str(half)}
 
 
-def _stage(name: str, places: stages.Places, title: str = "") -> Path:
+def _stage(stage: str, places: stages.Places, name: str = "small", *, title: str = "") -> Path:
     done = places.out / stages.CHECKPOINT
     if not done.exists():
-        stages.run(recipe.read(recipe.find(name, "small")), places, name=title)
+        stages.run(recipe.read(recipe.find(stage, name)), places, name=title)
     return done
 
 

@@ -42,6 +42,7 @@ EAGER: Final[Mapping[Task, float]] = {
     Task.SEMANTIC_SEGMENTATION: 1, Task.REFERRING_SEGMENTATION: 2,
 }  # fmt: skip
 ABSENT: Final[Mapping[str, float]] = {"": 1, "finding": 1, "same region": 3, telling.ELSEWHERE: 0.3}
+ENOUGH: Final = 0.05  # of a block that an organ fills: less is not named
 SMALLEST: Final = 3  # voxels of the grid: a target of fewer is not asked about
 
 
@@ -52,7 +53,8 @@ class Example:
     `image` is float32 (1, D, H, W) in 0..1. `masks[i]`, (D, H, W), is what question i outlines, or
     None, and `targets` the class of each mask that is there. `report` is the text of the whole
     image, where there is one. `classes` is what each voxel is (uint8), and `outlined` masks with
-    the class each is of: only for SegVol's own training.
+    the class each is of: only for SegVol's own training. `named`, bool (image tokens, `CLASSES`),
+    is what each image token shows.
     """
 
     image: NDArray[np.float32]
@@ -62,6 +64,7 @@ class Example:
     report: str = ""
     classes: NDArray[np.uint8] | None = None
     outlined: tuple[tuple[int, Mask], ...] = ()
+    named: Mask | None = None
 
 
 class Source(Protocol):
@@ -104,7 +107,8 @@ class Patients:
 
     `questions` is how many are asked of an image at most, `masks` how many of them draw; `outlines`
     is how many masks SegVol's own training gets. Only in `mask_share` of the images is anything
-    outlined.
+    outlined. With `blocks`, the voxels of an image token along each axis, it is told what each of
+    them shows.
     """
 
     pools: Sequence[tuple[Pool, Sequence[int]]]
@@ -116,6 +120,8 @@ class Patients:
     mask_share: float = 1.0
     outlines: int = 0
     tasks: frozenset[Task] | None = None
+    kinds: frozenset[str] | None = None
+    blocks: Size | None = None
 
     def __len__(self) -> int:
         return sum(len(seeds) for _, seeds in self.pools)
@@ -150,7 +156,7 @@ class Patients:
     def _asked(self, scene: Scene, random: Random, tokenizer: Tokenizer, layout: Layout) -> Example:
         asked = self._turns(scene, random)
         if not asked:
-            wanted = ", ".join(self.tasks or Task)
+            wanted = ", ".join((*(self.tasks or Task), *sorted(self.kinds or ())))
             raise ModelError(
                 f"patient {scene.truth.seed}: expected a question of {wanted}, got none"
             )
@@ -165,6 +171,7 @@ class Patients:
             tuple(mask for _, mask in asked),
             tuple(number_of(each) for each in drawn if each is not None),
             telling.report(scene.truth),
+            named=None if self.blocks is None else shown(classes(scene), self.blocks),
         )
 
     def _turns(self, scene: Scene, random: Random) -> list[tuple[telling.Turn, Mask | None]]:
@@ -172,7 +179,8 @@ class Patients:
         turns = [
             each
             for each in telling.turns(scene.truth, random)
-            if self.tasks is None or Task(each.task) in self.tasks
+            if (self.tasks is None or Task(each.task) in self.tasks)
+            and (self.kinds is None or each.kind in self.kinds)
         ]
         chosen: list[tuple[telling.Turn, Mask | None]] = []
         masks = self.masks if random.random() < self.mask_share else 0
@@ -312,6 +320,30 @@ def classes(scene: Scene) -> NDArray[np.uint8]:
         if each.number:
             found[scene.planted == each.number] = number_of(each)
     return found
+
+
+def shown(found: NDArray[np.uint8], blocks: Size) -> Mask:
+    """Say what each block of a grid of classes shows: organs, and findings however small.
+
+    (D, H, W) -> bool (blocks, `CLASSES`); what is left over at an axis' end is in no block.
+    """
+    counts = [each // size for each, size in zip(found.shape, blocks, strict=True)]
+    (depth, z), (height, y), (width, x) = zip(counts, blocks, strict=True)
+    parts = found[: depth * z, : height * y, : width * x]
+    parts = parts.reshape(depth, z, height, y, width, x).transpose(0, 2, 4, 1, 3, 5)
+    voxels = parts.reshape(depth * height * width, z * y * x).astype(np.int64)
+    first = CLASSES * np.arange(len(voxels))[:, None]
+    numbers = np.bincount((voxels + first).ravel(), minlength=CLASSES * len(voxels))
+    least = np.full(CLASSES, ENOUGH * z * y * x)
+    least[FIRST_KIND:] = SMALLEST
+    seen: Mask = numbers.reshape(len(voxels), CLASSES) >= least
+    seen[:, 0] = False  # nothing has no name
+    return seen
+
+
+def names() -> tuple[str, ...]:
+    """Name every class as the corpus' sentences do; the first, nothing, has no name."""
+    return "", *ORGANS, *map(telling.named, KINDS)
 
 
 def weights(patients: Patients) -> NDArray[np.float32]:

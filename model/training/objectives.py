@@ -1,5 +1,7 @@
 """What each stage minimises. Knows networks and batches of tensors; neither files nor words."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 import torch
@@ -11,9 +13,11 @@ from model.network import M3DCLIP, Lamed
 from model.network.losses import dice_loss
 from model.network.segvol import SegVol
 
-from .examples import CLASSES
+from .examples import CLASSES, FIRST_KIND
 
 Parts = dict[str, Tensor]
+FINDING: Final = 10.0  # times as much as an organ, where image tokens are named
+SHARPNESS, RARE = 20.0, -4.0  # of a likeness, and of the logit of what is like nothing
 FINER: Final = 4  # cells of a mask along each axis of a patch
 
 
@@ -90,12 +94,48 @@ class Matching(nn.Module):
         return {"loss": loss, "found": found, "scale": clip.logit_scale}
 
 
-class Speaking(nn.Module):
-    """M3D-LaMed: the answers to many questions behind each image, and their masks."""
+class Naming(nn.Module):
+    """What each image token shows, told by its likeness to the words for it.
 
-    def __init__(self, network: Lamed) -> None:
+    The words' embeddings are what the projector is aligned with: thousands of answers say less of
+    where a finding lies than one image of which all is named. `pieces` are the ids of each class'
+    name (the first class has none). A finding counts `FINDING` times: it is rare.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    weights: Tensor
+
+    def __init__(self, pieces: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self.network = network
+        flat = [each for name in pieces[1:] for each in name]
+        starts = accumulate([0, *(len(name) for name in pieces[1:-1])])
+        heavy = torch.ones(len(pieces) - 1)
+        heavy[FIRST_KIND - 1 :] = FINDING
+        self.register_buffer("ids", torch.tensor(flat), persistent=False)
+        self.register_buffer("offsets", torch.tensor(list(starts)), persistent=False)
+        self.register_buffer("weights", heavy, persistent=False)
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
+        self.bias = nn.Parameter(torch.full((len(pieces) - 1,), RARE))
+
+    def forward(self, tokens: Tensor, words: Tensor, named: Tensor) -> Tensor:
+        """Give the loss; `tokens` (B, N, H), `words` (vocabulary, H), `named` (B, N, classes)."""
+        names = F.embedding_bag(self.ids, words, self.offsets, mode="mean")
+        likeness = F.normalize(tokens.float(), dim=-1) @ F.normalize(names.float(), dim=-1).T
+        logits, wanted = self.sharpness * likeness + self.bias, named[..., 1:].float()
+        each = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=self.weights)
+        return each * len(self.bias)  # per token
+
+
+class Speaking(nn.Module):
+    """M3D-LaMed: the answers to many questions behind each image, and their masks.
+
+    With `naming`, and `weight` for its loss, also what each image token shows.
+    """
+
+    def __init__(self, network: Lamed, naming: Naming | None = None, weight: float = 1.0) -> None:
+        super().__init__()
+        self.network, self.naming, self.weight = network, naming, weight
 
     def forward(  # noqa: PLR0913, PLR0917 - a batch is all of this
         self,
@@ -107,10 +147,12 @@ class Speaking(nn.Module):
         rows: Tensor,
         places: Tensor,
         masks: Tensor | None = None,
+        named: Tensor | None = None,
     ) -> Parts:
         """Give the loss and its parts; see `packing.Packs`, `masks` (N, D, H, W)."""
         network = self.network
-        embeds = network.embed(input_ids, network.encode_image(images))
+        seen = network.encode_image(images)
+        embeds = network.embed(input_ids, seen)
         hidden = network.model(
             inputs_embeds=embeds,
             attention_mask=attention,
@@ -122,13 +164,17 @@ class Speaking(nn.Module):
         spoken = F.cross_entropy(
             network.lm_head(hidden[:, :-1][asked]).float(), labels[:, 1:][asked]
         )
+        parts, loss = {"language": spoken}, spoken
+        if self.naming is not None and named is not None:
+            parts["naming"] = self.naming(seen, network.model.embed_tokens.weight, named)
+            loss = loss + self.weight * parts["naming"]
         if masks is None or not len(rows):
-            return {"loss": spoken + self._no_mask(images, hidden), "language": spoken}
+            return {"loss": loss + self._no_mask(images, hidden), **parts}
         drawn, back = torch.unique(rows, return_inverse=True)
         tokens = network.encode_segmentation(images[drawn])[back]
         logits = network.segment(tokens, hidden[rows, places])[:, 0].float()
         dice, bce = mask_losses(logits, masks)
-        return {"loss": spoken + dice + bce, "language": spoken, "dice": dice, "bce": bce}
+        return {"loss": loss + dice + bce, **parts, "dice": dice, "bce": bce}
 
     def _no_mask(self, images: Tensor, hidden: Tensor) -> Tensor:
         """Let SegVol take part in a step without masks, weighed 0, where others may have some.

@@ -33,6 +33,8 @@ ONLY: Final = {
     "mask_share": SPEAKING,
     "rates": SPEAKING,
     "tasks": SPEAKING,
+    "kinds": SPEAKING,
+    "naming": SPEAKING,
     "gradient_checkpointing": SPEAKING,
     "outlines": ("segment",),
     "scale": ("contrastive",),
@@ -94,6 +96,10 @@ class Recipe:
         Factors of the learning rate for some of the parts in `train`; 1 for the others.
     tasks
         Ask these only; nothing: all that there is.
+    kinds
+        Of the corpus' questions, ask only these: ``yes_no``, ``topic`` and so on.
+    naming
+        Weight of the loss that names what each image token shows; the corpus knows.
     """
 
     stage: str
@@ -121,6 +127,8 @@ class Recipe:
     rates: Mapping[str, float] = field(default_factory=dict)
     outlines: int = 3
     tasks: tuple[Task, ...] = ()
+    kinds: tuple[str, ...] = ()
+    naming: float = 0.0
     scale: float | None = None
     corpus: Corpus | None = None
     sets: tuple[Published, ...] = ()
@@ -176,6 +184,7 @@ def _recipe(told: dict[str, Any]) -> Recipe:
     made["sets"] = tuple(_made(Published, each, "sets") for each in _list(made, "sets"))
     made["rates"] = _rates(made.get("rates", {}))
     made["train"] = tuple(_list(made, "train"))
+    made["kinds"] = tuple(_list(made, "kinds"))
     try:
         made["tasks"] = tuple(Task(each) for each in _list(made, "tasks"))
     except ValueError as error:
@@ -237,7 +246,7 @@ def _ranges(recipe: Recipe) -> Iterator[Rule]:
     for name in ("batch", "accumulate", "questions", "log_every", "save_every", "outlines"):
         value = getattr(recipe, name)
         yield value >= 1, f"{name} must be 1 or more, not {value}"
-    for name in ("steps", "epochs", "weight_decay", "clip", "seed", "workers", "masks"):
+    for name in ("steps", "epochs", "weight_decay", "clip", "seed", "workers", "masks", "naming"):
         value = getattr(recipe, name)
         yield value >= 0, f"{name} must be 0 or more, not {value}"
     share, rates = recipe.mask_share, recipe.rates.values()
@@ -291,6 +300,9 @@ def _fits(recipe: Recipe) -> Iterator[Rule]:
         recipe.mask_share == 1 or bool(recipe.corpus and recipe.masks),
         "mask_share is for masks of the corpus",
     )
+    for name in ("naming", "kinds"):
+        told = bool(getattr(recipe, name))
+        yield not told or bool(recipe.corpus), f"{name} is for the corpus, sets know nothing of it"
     yield stage != "segment" or bool(recipe.corpus), "segment learns from the corpus"
     yield stage != "contrastive" or kinds <= {"cap"}, "contrastive learns from sets of kind cap"
     yield (

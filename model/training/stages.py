@@ -28,14 +28,14 @@ from model.data.sample import Sample
 from model.data.tokens import Layout
 from model.errors import ModelError
 from model.network import M3DCLIP, Lamed
-from model.network.config import Size
+from model.network.config import LamedConfig, Size
 from model.tokenizer import read_tokenizer
 
 from . import lora, prompts
 from .augment import Augment
 from .batches import Outlines, Pairs, Questions
-from .examples import Patients, Samples, Source, Stream, weights
-from .objectives import FINER, Matching, Segmenting, Speaking
+from .examples import Patients, Samples, Source, Stream, names, weights
+from .objectives import FINER, Matching, Naming, Segmenting, Speaking
 from .recipe import Published, Recipe, check
 from .running import Run, forget_states, last_state, train
 
@@ -217,6 +217,7 @@ def _speak(
         source: Source = replace(
             _patients(recipe, places, network.config.vision.image_size),
             tokenizer=words, layout=layout, outlines=0,
+            blocks=_blocks(network.config) if recipe.naming else None,
         )  # fmt: skip
     else:
         source = Samples(
@@ -226,7 +227,23 @@ def _speak(
     collate = Questions(layout, network.config.seg_token_id)
     if places.prompts is not None and last_state(places.out) is None:
         _fit_prompts(network, source, collate, places.prompts)
-    return Speaking(network), source, collate
+    naming = Naming([words.encode(each) for each in names()]) if recipe.naming else None
+    return Speaking(network, naming, recipe.naming), source, collate
+
+
+def _blocks(config: LamedConfig) -> Size:
+    """Tell how many voxels an image token sees along each axis.
+
+    Raises
+    ------
+    ModelError
+        It sees no block of them.
+    """
+    shape = config.projector
+    if shape.kind != "spp" or shape.pooling == "sequence":
+        raise ModelError(f"naming is for tokens of blocks, not for a projector of {shape}")
+    z, y, x = (each * shape.window for each in config.vision.patch_size)
+    return z, y, x
 
 
 def _fit_prompts(network: Lamed, source: Source, collate: Questions, table: Path) -> None:
@@ -255,6 +272,7 @@ def _patients(recipe: Recipe, places: Places, grid: Size) -> Patients:
         mask_share=recipe.mask_share,
         outlines=recipe.outlines if recipe.stage == "segment" else 0,
         tasks=frozenset(recipe.tasks) or None,
+        kinds=frozenset(recipe.kinds) or None,
     )
 
 

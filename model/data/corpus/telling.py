@@ -150,7 +150,7 @@ SHOWN: Final = {(CHEST, "CT"): "chest CT", (ABDOMEN, "CT"): "abdominal CT", (HEA
 
 def phrase(finding: Finding) -> str:
     """Name a finding with its side and its place, without an article."""
-    word = _word(finding.kind)
+    word = named(finding.kind)
     if finding.kind == "effusion":
         return f"{finding.side} {word}"
     if finding.organ == "brain":
@@ -267,9 +267,9 @@ def _claims(case: Case | Truth, random: Random) -> Iterator[tuple[str, str, bool
     for kind in _kinds(case):
         sides = {ORGANS[each].side for each in kind.organs}
         sides = {"left", "right"} if kind.organs == ("brain",) else sides - {""}
-        possible.setdefault(_word(kind.name), set()).update(sides)
+        possible.setdefault(named(kind.name), set()).update(sides)
     for word, sides in possible.items():
-        there = {each.side for each in case.findings if _word(each.kind) == word and each.number}
+        there = {each.side for each in case.findings if named(each.kind) == word and each.number}
         yield word, "", bool(there)
         if sides and (there or random.random() < 0.5):  # noqa: PLR2004 - a coin
             side = _any(random, sorted(sides))
@@ -316,8 +316,8 @@ def _choices(case: Case | Truth, random: Random) -> Iterator[Turn]:
     # Those of the same region first: a word of another one would give itself away.
     unseen.sort(key=lambda each: (each.region != case.region, random.random()))
     right = _any(random, seen) if seen else NONE
-    words = dict.fromkeys(_word(each.name) for each in unseen)
-    wrong = [each for each in words if each not in map(_word, seen)]
+    words = dict.fromkeys(named(each.name) for each in unseen)
+    wrong = [each for each in words if each not in map(named, seen)]
     listed = [right, *wrong[:2], NONE] if seen else [*wrong[:3], NONE]
     asked = "Which of these is seen in the scan?"
     yield _choice(random, "abnormality", asked, right, listed)
@@ -325,16 +325,16 @@ def _choices(case: Case | Truth, random: Random) -> Iterator[Turn]:
         others = {other.side for other in case.findings if other.kind == each.kind}
         if each.side and each.number:
             right = each.side if len(others) == 1 else "both sides"
-            asked = f"On which side is the {_word(each.kind)}?"
+            asked = f"On which side is the {named(each.kind)}?"
             known = ["left", "right", "both sides", "there is none"]
             yield _choice(random, "side", asked, right, known)
 
 
 def _choice(random: Random, kind: str, asked: str, right: str, choices: Sequence[str]) -> Turn:
-    shuffled = tuple(_word(str(each)) for each in random.permutation(choices))
-    letter = "ABCD"[shuffled.index(_word(right))]
+    shuffled = tuple(named(str(each)) for each in random.permutation(choices))
+    letter = "ABCD"[shuffled.index(named(right))]
     listed = " ".join(f"{name}. {each}" for name, each in zip("ABCD", shuffled, strict=True))
-    answer = f"{letter}. {_word(right)}"
+    answer = f"{letter}. {named(right)}"
     return Turn("closed_vqa", f"{asked} Choices: {listed}", answer, kind, shuffled, letter)
 
 
@@ -383,7 +383,8 @@ def _boxes(case: Case | Truth, random: Random) -> Iterator[Turn]:
         yield Turn("rec", where, f"This image does not show {article} {name}.", "", absent=True)
 
 
-def _word(kind: str) -> str:
+def named(kind: str) -> str:
+    """Name a kind of finding as the sentences do."""
     return WORDS.get(kind, kind)
 
 
