@@ -126,6 +126,23 @@ def test_loss_and_gradients_are_those_of_the_questions_alone(
         torch.testing.assert_close(gradient, apart[name].grad, atol=1e-5, rtol=1e-3, msg=name)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_a_short_answer_counts_as_the_recipe_says(
+    lamed: LaMed, examples: list[Example], balance: float
+) -> None:
+    single, lengths = [], []
+    for each in alone(examples):
+        given = batch(lamed, [each])
+        single.append(Speaking(lamed.network)(**given)["language"])
+        lengths.append(int((given["labels"] != IGNORED).sum()))
+    assert len(set(lengths)) > 1
+    share = torch.tensor(lengths) ** (1 - balance)
+    wanted = (torch.stack(single) * share).sum() / share.sum()
+    whole = Speaking(lamed.network, balance=balance)(**batch(lamed, examples))
+    torch.testing.assert_close(whole["language"], wanted, atol=1e-5, rtol=1e-5)
+
+
 def grown(objective: Speaking) -> list[tuple[str, Tensor]]:
     return [(name, each) for name, each in objective.named_parameters() if each.grad is not None]
 

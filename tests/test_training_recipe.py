@@ -85,6 +85,7 @@ def test_what_does_not_fit_is_refused_by_file_and_key(
         ("rates = { vision = 0 }", "rates must be above 0, not {'vision': 0}"),
         ("rates = { segvol = 0.5 }", "rates must be of vision, not 'segvol'"),
         ("sets = [7]", "sets must be a table, not 7"),
+        ("balance = 2.0", "balance must be 0 to 1, not 2.0"),
         ("naming = -1.0", "naming must be 0 or more, not -1.0"),
         ('kinds = "yes_no"', "kinds must be a list, not 'yes_no'"),
     ],

@@ -130,12 +130,19 @@ class Naming(nn.Module):
 class Speaking(nn.Module):
     """M3D-LaMed: the answers to many questions behind each image, and their masks.
 
-    With `naming`, and `weight` for its loss, also what each image token shows.
+    With `naming`, and `weight` for its loss, also what each image token shows; `balance` is the
+    recipe's.
     """
 
-    def __init__(self, network: Lamed, naming: Naming | None = None, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        network: Lamed,
+        naming: Naming | None = None,
+        weight: float = 1.0,
+        balance: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.network, self.naming, self.weight = network, naming, weight
+        self.network, self.naming, self.weight, self.balance = network, naming, weight, balance
 
     def forward(  # noqa: PLR0913, PLR0917 - a batch is all of this
         self,
@@ -161,9 +168,10 @@ class Speaking(nn.Module):
         ).last_hidden_state
         # Of thousands of places only those that are learnt need their logits.
         asked = labels[:, 1:] != IGNORED
-        spoken = F.cross_entropy(
-            network.lm_head(hidden[:, :-1][asked]).float(), labels[:, 1:][asked]
+        each = F.cross_entropy(
+            network.lm_head(hidden[:, :-1][asked]).float(), labels[:, 1:][asked], reduction="none"
         )
+        spoken = (each * self._share(asked)).sum()
         parts, loss = {"language": spoken}, spoken
         if self.naming is not None and named is not None:
             parts["naming"] = self.naming(seen, network.model.embed_tokens.weight, named)
@@ -175,6 +183,14 @@ class Speaking(nn.Module):
         logits = network.segment(tokens, hidden[rows, places])[:, 0].float()
         dice, bce = mask_losses(logits, masks)
         return {"loss": loss + dice + bce, **parts, "dice": dice, "bce": bce}
+
+    def _share(self, asked: Tensor) -> Tensor:
+        """Tell how much each learnt token counts, 1 together; an answer is learnt in one piece."""
+        first = asked & ~F.pad(asked, (1, 0))[:, :-1]
+        answer = first.flatten().cumsum(0).reshape(asked.shape)[asked] - 1
+        length = torch.bincount(answer).float()
+        share = length[answer] ** -self.balance
+        return share / share.sum()
 
     def _no_mask(self, images: Tensor, hidden: Tensor) -> Tensor:
         """Let SegVol take part in a step without masks, weighed 0, where others may have some.

@@ -35,6 +35,7 @@ ONLY: Final = {
     "tasks": SPEAKING,
     "kinds": SPEAKING,
     "naming": SPEAKING,
+    "balance": SPEAKING,
     "gradient_checkpointing": SPEAKING,
     "outlines": ("segment",),
     "scale": ("contrastive",),
@@ -100,6 +101,9 @@ class Recipe:
         Of the corpus' questions, ask only these: ``yes_no``, ``topic`` and so on.
     naming
         Weight of the loss that names what each image token shows; the corpus knows.
+    balance
+        0: every token counts alike, as published, so that a report outweighs many a yes or no;
+        1: every answer does, however long; 0.5: an answer counts by the root of its length.
     """
 
     stage: str
@@ -129,6 +133,7 @@ class Recipe:
     tasks: tuple[Task, ...] = ()
     kinds: tuple[str, ...] = ()
     naming: float = 0.0
+    balance: float = 0.0
     scale: float | None = None
     corpus: Corpus | None = None
     sets: tuple[Published, ...] = ()
@@ -252,6 +257,8 @@ def _ranges(recipe: Recipe) -> Iterator[Rule]:
     share, rates = recipe.mask_share, recipe.rates.values()
     yield 0 < share <= 1, f"mask_share must be above 0 and at most 1, not {share}"
     yield all(each > 0 for each in rates), f"rates must be above 0, not {recipe.rates}"
+    balance = recipe.balance
+    yield 0 <= balance <= 1, f"balance must be 0 to 1, not {balance}"
     rate, scale = recipe.learning_rate, recipe.scale
     yield rate > 0, f"learning_rate must be above 0, not {rate}"
     yield 0 <= recipe.warmup < 1, f"warmup must be a part of the steps, not {recipe.warmup}"

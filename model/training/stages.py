@@ -228,7 +228,7 @@ def _speak(
     if places.prompts is not None and last_state(places.out) is None:
         _fit_prompts(network, source, collate, places.prompts)
     naming = Naming([words.encode(each) for each in names()]) if recipe.naming else None
-    return Speaking(network, naming, recipe.naming), source, collate
+    return Speaking(network, naming, recipe.naming, recipe.balance), source, collate
 
 
 def _blocks(config: LamedConfig) -> Size:
