@@ -12,7 +12,7 @@ from model.data.corpus.findings import KINDS, Finding
 from model.data.corpus.organs import ORGANS
 from model.data.corpus.shapes import column, ellipsoid, lumpy, slab, tube
 from model.data.corpus.space import bend
-from model.data.corpus.telling import BOX, NONE, SEG, Turn, phrase, report, turns
+from model.data.corpus.telling import BOX, NONE, SEG, Turn, named, phrase, report, survey, turns
 
 SEEDS = range(40)
 NAMES = {view: f"{view.region} {view.modality}" for view in VIEWS}
@@ -233,6 +233,29 @@ def test_every_kind_is_asked_for_whether_it_is_there_or_not(cases: list[Case]) -
             assert not each.number or any(word in phrase(each) for word in plain)
     assert 0.35 < np.mean(told[False]) < 0.65
     assert 0.2 < np.mean(told[True]) < 0.65
+
+
+def test_a_survey_goes_through_every_kind_with_its_side_in_any_order(cases: list[Case]) -> None:
+    orders = set()
+    for case in cases:
+        turn = survey(case, np.random.default_rng(case.seed))
+        told = re.findall(
+            r"(\S[^.]*?) is (absent|seen(?: on (?:the (left|right)|both) sides?)?)\.", turn.answer
+        )
+        assert ". ".join(f"{word} is {verdict}" for word, verdict, _ in told) + "." == turn.answer
+        orders.add(tuple(word for word, _, _ in told))
+        for word, verdict, side in told:
+            found = [
+                each
+                for each in case.findings
+                if each.number and word.lower() in phrase(each).lower()
+            ]
+            assert (verdict == "absent") == (not found), turn
+            sides = {each.side for each in found} - {""}
+            assert ({side} == sides) if side else (("both" in verdict) == (len(sides) == 2)), turn
+        words = {word for word, verdict, _ in told if verdict != "absent"}
+        assert len(words) == len({named(each.kind) for each in case.findings if each.number})
+    assert len(orders) > len(VIEWS)
 
 
 # --- geometry -----------------------------------------------------------------------------------

@@ -135,6 +135,17 @@ def test_only_the_kinds_that_are_wanted_are_asked(pool: Pool, words: Tokenizer) 
         Stream(patients(pool, words, kinds=frozenset({"riddle"})), 3)[0]
 
 
+def test_surveys_come_besides_the_questions(pool: Pool, words: Tokenizer) -> None:
+    only = frozenset({"yes_no"})
+    plain, more = (
+        Stream(patients(pool, words, kinds=only, questions=2, surveys=count), 3)[1]
+        for count in (0, 2)
+    )
+    assert len(more.tokens) == len(more.masks) == len(plain.tokens) + 2
+    for tokens in more.tokens[-2:]:
+        assert "Go through the findings" in words.decode(tokens.input_ids)
+
+
 def test_what_each_image_token_shows_is_told_block_by_block() -> None:
     """Organs where they fill enough of a block, findings where there are a few voxels of them."""
     found = np.zeros((4, 8, 9), np.uint8)

@@ -107,8 +107,8 @@ class Patients:
 
     `questions` is how many are asked of an image at most, `masks` how many of them draw; `outlines`
     is how many masks SegVol's own training gets. Only in `mask_share` of the images is anything
-    outlined. With `blocks`, the voxels of an image token along each axis, it is told what each of
-    them shows.
+    outlined. `surveys` times all kinds of findings are gone through, besides. With `blocks`, the
+    voxels of an image token along each axis, it is told what each of them shows.
     """
 
     pools: Sequence[tuple[Pool, Sequence[int]]]
@@ -121,6 +121,7 @@ class Patients:
     outlines: int = 0
     tasks: frozenset[Task] | None = None
     kinds: frozenset[str] | None = None
+    surveys: int = 0
     blocks: Size | None = None
 
     def __len__(self) -> int:
@@ -160,6 +161,7 @@ class Patients:
             raise ModelError(
                 f"patient {scene.truth.seed}: expected a question of {wanted}, got none"
             )
+        asked += [(telling.survey(scene.truth, random), None) for _ in range(self.surveys)]
         tokens = [
             _tokens(sample_of(scene, turn), tokenizer, layout, draws=mask is not None)
             for turn, mask in asked

@@ -34,6 +34,7 @@ ONLY: Final = {
     "rates": SPEAKING,
     "tasks": SPEAKING,
     "kinds": SPEAKING,
+    "surveys": SPEAKING,
     "naming": SPEAKING,
     "balance": SPEAKING,
     "gradient_checkpointing": SPEAKING,
@@ -99,6 +100,8 @@ class Recipe:
         Ask these only; nothing: all that there is.
     kinds
         Of the corpus' questions, ask only these: ``yes_no``, ``topic`` and so on.
+    surveys
+        How often, besides the questions, all kinds of findings of the corpus are gone through.
     naming
         Weight of the loss that names what each image token shows; the corpus knows.
     balance
@@ -132,6 +135,7 @@ class Recipe:
     outlines: int = 3
     tasks: tuple[Task, ...] = ()
     kinds: tuple[str, ...] = ()
+    surveys: int = 0
     naming: float = 0.0
     balance: float = 0.0
     scale: float | None = None
@@ -251,7 +255,17 @@ def _ranges(recipe: Recipe) -> Iterator[Rule]:
     for name in ("batch", "accumulate", "questions", "log_every", "save_every", "outlines"):
         value = getattr(recipe, name)
         yield value >= 1, f"{name} must be 1 or more, not {value}"
-    for name in ("steps", "epochs", "weight_decay", "clip", "seed", "workers", "masks", "naming"):
+    for name in (
+        "steps",
+        "epochs",
+        "weight_decay",
+        "clip",
+        "seed",
+        "workers",
+        "masks",
+        "surveys",
+        "naming",
+    ):
         value = getattr(recipe, name)
         yield value >= 0, f"{name} must be 0 or more, not {value}"
     share, rates = recipe.mask_share, recipe.rates.values()
@@ -307,7 +321,7 @@ def _fits(recipe: Recipe) -> Iterator[Rule]:
         recipe.mask_share == 1 or bool(recipe.corpus and recipe.masks),
         "mask_share is for masks of the corpus",
     )
-    for name in ("naming", "kinds"):
+    for name in ("naming", "kinds", "surveys"):
         told = bool(getattr(recipe, name))
         yield not told or bool(recipe.corpus), f"{name} is for the corpus, sets know nothing of it"
     yield stage != "segment" or bool(recipe.corpus), "segment learns from the corpus"

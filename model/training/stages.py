@@ -273,6 +273,7 @@ def _patients(recipe: Recipe, places: Places, grid: Size) -> Patients:
         outlines=recipe.outlines if recipe.stage == "segment" else 0,
         tasks=frozenset(recipe.tasks) or None,
         kinds=frozenset(recipe.kinds) or None,
+        surveys=recipe.surveys,
     )
 
 

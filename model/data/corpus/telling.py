@@ -143,6 +143,7 @@ BEYOND: Final = (
     "Has the finding grown since the last scan?",
     "What should be done next?",
 )  # fmt: skip
+SURVEY: Final = "Go through the findings one by one."
 ENHANCED: Final = "Was intravenous contrast material given for this scan?"
 SHOWN: Final = {(CHEST, "CT"): "chest CT", (ABDOMEN, "CT"): "abdominal CT", (HEAD, "CT"): "head CT",
                 (HEAD, "MR"): "brain MRI"}  # fmt: skip
@@ -202,6 +203,25 @@ def turns(case: Case | Truth, random: Random) -> Iterator[Turn]:
     yield from _choices(case, random)
     yield from _outlines(case, random)
     yield from _boxes(case, random)
+
+
+def survey(case: Case | Truth, random: Random) -> Turn:
+    """Go through all kinds of findings in any order: each is named before it is judged.
+
+    Only for training, and one of no published list. What follows a name depends on that name and
+    the image alone, so that it teaches to look where a bare yes or no, for the same name, does not.
+    """
+    told = []
+    words = sorted({named(each.name) for each in _kinds(case)})
+    for index in random.permutation(len(words)):
+        word = words[int(index)]
+        found = [each for each in case.findings if each.number and named(each.kind) == word]
+        sides = sorted({each.side for each in found} - {""})
+        where = f" on the {sides[0]} side" if sides else ""
+        where = " on both sides" if len(sides) > 1 else where
+        told.append(f"{word} is seen{where}." if found else f"{word} is absent.")
+    answer = " ".join(each[0].upper() + each[1:] for each in told)
+    return Turn("open_vqa", SURVEY, answer, "survey")
 
 
 def gone(turn: Turn) -> str:
