@@ -92,8 +92,7 @@ def alike(network: Lamed, *, seed: int = 0) -> None:
     """Let a word look from the start for what is like it, and take that over.
 
     Queries and keys are one random rotation, values and outputs another and its inverse: mimetic
-    initialisation (arXiv 2305.09828). With torch's own weights the small language model learnt its
-    sentences and never found the image behind them.
+    initialisation (arXiv 2305.09828).
     """
     random = torch.Generator().manual_seed(seed)
     width = network.config.hidden

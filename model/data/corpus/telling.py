@@ -209,7 +209,7 @@ def survey(case: Case | Truth, random: Random) -> Turn:
     """Go through all kinds of findings in any order: each is named before it is judged.
 
     Only for training, and one of no published list. What follows a name depends on that name and
-    the image alone, so that it teaches to look where a bare yes or no, for the same name, does not.
+    the image alone.
     """
     told = []
     words = sorted({named(each.name) for each in _kinds(case)})
