@@ -47,9 +47,14 @@ class Layout:
     reference: bool = False
 
     @classmethod
-    def of(cls, config: LamedConfig, *, max_length: int = MAXIMUM_LENGTH) -> "Layout":
-        """Take the layout that a network was made for."""
-        return cls(config.image_tokens, config.eos_token_ids[0], config.pad_token_id, max_length)
+    def of(cls, config: LamedConfig, *, max_length: int | None = None) -> "Layout":
+        """Take the layout that a network was made for.
+
+        Without a `max_length` it is that of the released ones, or as much text as image where the
+        image has more tokens than theirs, 256.
+        """
+        room = max(MAXIMUM_LENGTH, 2 * config.image_tokens) if max_length is None else max_length
+        return cls(config.image_tokens, config.eos_token_ids[0], config.pad_token_id, room)
 
 
 @dataclass(frozen=True)

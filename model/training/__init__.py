@@ -7,5 +7,6 @@ prompts      SegVol's own, for the words       running     transformers' Trainer
 progress     how far a run is                  lora        adapters in and merged out
 stages       a recipe in, a checkpoint out     demo        the small checkpoint, from nothing
 curves       how the stages went               shipping    and in half the bytes
+seeing       what a checkpoint sees            ablation    what each part gives
 commands     `lamed-model train`
 """

@@ -33,11 +33,21 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     demo.add_argument("--out", type=Path, default=Path("run/demo"), metavar="DIR")
     demo.add_argument("--cache", type=Path, default=Path("run/pool"), metavar="DIR")
     demo.add_argument("--json", action="store_true", help="machine-readable output")
+    ablate = stages.add_parser("ablate", help="what each part of `demo` gives, at equal steps")
+    ablate.set_defaults(command=_ablate)
+    ablate.add_argument("--run", type=Path, default=Path("run/demo"), metavar="DIR", help="of demo")
+    ablate.add_argument("--out", type=Path, default=Path("run/ablation"), metavar="DIR")
+    ablate.add_argument("--cache", type=Path, default=Path("run/pool"), metavar="DIR")
+    ablate.add_argument("--steps", type=int, default=200, metavar="N", help="default 200")
+    ablate.add_argument("--patients", type=int, default=120, metavar="N", help="default 120")
+    ablate.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants to run")
+    ablate.add_argument("--json", action="store_true", help="machine-readable output")
     shipping = stages.add_parser("ship", help="half the bytes, and a card with every number")
     shipping.set_defaults(command=_ship)
     shipping.add_argument("--source", type=Path, required=True, metavar="DIR")
     shipping.add_argument("--results", type=Path, required=True, metavar="FILE", help="of `bench`")
     shipping.add_argument("--run", type=Path, metavar="DIR", help="of `demo`, for its curves")
+    shipping.add_argument("--ablation", type=Path, metavar="FILE", help="of `ablate`, with --run")
     shipping.add_argument("--out", type=Path, required=True, metavar="DIR")
     shipping.add_argument("--json", action="store_true", help="machine-readable output")
 
@@ -88,15 +98,23 @@ def _demo(arguments: argparse.Namespace) -> dict[str, object]:
     return demo.run(arguments.out, arguments.cache)
 
 
+def _ablate(arguments: argparse.Namespace) -> dict[str, object]:
+    _need_extras()
+    from . import ablation
+
+    plan = ablation.Plan.of(arguments.steps, arguments.patients, arguments.only)
+    found = ablation.run(arguments.run, arguments.out, arguments.cache, plan)
+    return {"folder": str(arguments.out), "table": "\n".join(ablation.table(found["variants"]))}
+
+
 def _ship(arguments: argparse.Namespace) -> dict[str, object]:
     _need_extras()
     from . import demo
     from .shipping import ship
 
     text = demo.CARD.read_text("utf-8")
-    card = ship(
-        arguments.source, arguments.out, text=text, results=arguments.results, run=arguments.run
-    )
+    given = {"results": arguments.results, "run": arguments.run, "ablation": arguments.ablation}
+    card = ship(arguments.source, arguments.out, text=text, **given)
     return {"folder": str(arguments.out), **vars(card)}
 
 

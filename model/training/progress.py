@@ -5,6 +5,7 @@ Knows steps and numbers; writes to the standard error, which nothing parses.
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from rich.console import Console
@@ -58,16 +59,31 @@ class Progress(TrainerCallback):
         went = time.monotonic() - self._began
         done = max(state.global_step - self._first, 1)
         left = went / done * (state.max_steps - state.global_step)
-        sys.stderr.write(
+        tell(
             f"step {state.global_step}/{state.max_steps}  {told}  "
-            f"{duration(went)} elapsed, {duration(left)} left\n"
+            f"{duration(went)} elapsed, {duration(left)} left"
         )
-        sys.stderr.flush()
 
     def close(self) -> None:
         """Leave the terminal as it was, however the run ended."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def counted(what: str) -> Callable[[int, int], None]:
+    """Give what tells how many of all are done: a line for each tenth of them."""
+
+    def count(done: int, total: int) -> None:
+        if done * 10 // total > (done - 1) * 10 // total:
+            tell(f"{what} {done}/{total}")
+
+    return count
+
+
+def tell(line: str) -> None:
+    """Say what is being done."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:

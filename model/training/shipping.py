@@ -1,6 +1,7 @@
 """The trained small checkpoint made ready to ship: half the bytes, and a card with every number.
 
-Knows a checkpoint's folder and the benchmark's `results.json`; trains and measures nothing.
+Knows a checkpoint's folder and the results of the benchmark and of `ablate`; trains and measures
+nothing.
 """
 
 import json
@@ -15,6 +16,7 @@ from model import checkpoint
 from model.card import Card
 from model.errors import ModelError
 
+from . import ablation as ablations
 from . import curves
 
 PRECISE: Final = "positional_encoding_gaussian_matrix"  # half of it would move places
@@ -24,18 +26,26 @@ CPU: Final = torch.device("cpu")
 
 
 def ship(
-    source: Path, out: Path, *, text: str, results: Path | None = None, run: Path | None = None
+    source: Path,
+    out: Path,
+    *,
+    text: str,
+    results: Path | None = None,
+    run: Path | None = None,
+    ablation: Path | None = None,
 ) -> Card:
     """Write `source` to `out` in float16, with a card made of `text` and the benchmark's numbers.
 
     What is in float16 stays as it is to the last bit, so what was measured is what ships. The
     benchmark's page beside `results` goes with it. Of `run`, the folder of the stages it came from,
-    the card tells how long each took, beside their curves.
+    the card tells how long each took, beside their curves; and of `ablation`, a result of
+    `ablate` on that run, what each part of it gives.
 
     Raises
     ------
     ModelError
-        `results` are of another checkpoint, or the weights are too large to ship.
+        `results` are of another checkpoint, `ablation` is of another run, or the weights are too
+        large to ship.
     """
     config = checkpoint.read_config(source)
     card = checkpoint.read_card(source, config)
@@ -53,6 +63,10 @@ def ship(
         told = curves.courses(run)
         files[CURVES] = curves.picture(told)
         went = ["## Training", "", *curves.table(told), "", f"![curves]({CURVES})", ""]
+    if ablation is not None:
+        if run is None:
+            raise ModelError(f"{ablation} is of a run, which --run must name")
+        went += ablations.section(ablation, run)
     note = "\n".join([text.strip(), "", *went, *numbers])
     return checkpoint.write(
         out, config, state, files, name=card.name, untrained=card.untrained, note=note

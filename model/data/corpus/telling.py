@@ -224,6 +224,21 @@ def survey(case: Case | Truth, random: Random) -> Turn:
     return Turn("open_vqa", SURVEY, answer, "survey")
 
 
+def possible(case: Case | Truth) -> dict[str, set[str]]:
+    """Give the words for what a scan like this can hold, each with the sides it can be on."""
+    found: dict[str, set[str]] = {}
+    for kind in _kinds(case):
+        sides = {ORGANS[each].side for each in kind.organs}
+        sides = {"left", "right"} if kind.organs == ("brain",) else sides - {""}
+        found.setdefault(named(kind.name), set()).update(sides)
+    return found
+
+
+def sides_of(case: Case | Truth, word: str) -> set[str]:
+    """Tell on which sides a case has what a word names; "" is in the middle, nothing is nowhere."""
+    return {each.side for each in case.findings if named(each.kind) == word and each.number}
+
+
 def gone(turn: Turn) -> str:
     """Name what is to be outlined or boxed and is not there; nothing if it is."""
     match = _ABSENT.fullmatch(turn.answer)
@@ -283,13 +298,8 @@ def _claims(case: Case | Truth, random: Random) -> Iterator[tuple[str, str, bool
     Every kind is asked for, there or not: what is asked gives nothing away, and yes and no are
     about as frequent.
     """
-    possible: dict[str, set[str]] = {}
-    for kind in _kinds(case):
-        sides = {ORGANS[each].side for each in kind.organs}
-        sides = {"left", "right"} if kind.organs == ("brain",) else sides - {""}
-        possible.setdefault(named(kind.name), set()).update(sides)
-    for word, sides in possible.items():
-        there = {each.side for each in case.findings if named(each.kind) == word and each.number}
+    for word, sides in possible(case).items():
+        there = sides_of(case, word)
         yield word, "", bool(there)
         if sides and (there or random.random() < 0.5):  # noqa: PLR2004 - a coin
             side = _any(random, sorted(sides))
