@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,14 @@ def test_the_layout_of_a_network_is_read_from_its_configuration(checkpoint: Path
     assert (made.image_tokens, made.eos_id, made.pad_id) == (config.image_tokens, 2, 2)
     assert made.max_length == 512
     assert not made.reference
+
+
+def test_an_image_of_more_tokens_than_the_released_ones_leaves_as_much_room_for_text(
+    checkpoint: Path,
+) -> None:
+    told = json.loads((checkpoint / "config.json").read_text())
+    many = read_lamed(told | {"image_size": [64, 256, 256], "patch_size": [4, 16, 16]})
+    config = replace(many, projector=replace(many.projector, window=1))
+    assert config.image_tokens == 16**3
+    assert Layout.of(config).max_length == 2 * 16**3
+    assert Layout.of(config, max_length=20).max_length == 20

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from model import checkpoint
+from model.data.corpus import scene
 from model.data.corpus.scene import Pool
 from model.data.shelf import Shelf
 from model.errors import ModelError
@@ -79,6 +80,8 @@ class Plan:
     @classmethod
     def of(cls, steps: int = STEPS, patients: int = PATIENTS, only: Sequence[str] = ()) -> "Plan":
         """Take the recipes that the small checkpoint was made by, all of `steps`."""
+        if steps < 1:
+            raise ModelError(f"steps must be 1 or more, not {steps}")
         look, tune = (
             replace(recipes.read(recipes.find(stage, name)), steps=steps)
             for stage, name in (("align", "small_look"), ("tune", "small"))
@@ -224,18 +227,18 @@ def _measured(name: str, places: stages.Places, patients: int, device: str) -> d
     """Measure the trained variant, or tell what was measured of it."""
     folder = places.out / stages.CHECKPOINT
     lamed = checkpoint.load(folder, device)
-    about = {"sha256": lamed.card.sha256, "patients": patients, "first": FIRST_SEED}
+    about = {
+        "sha256": lamed.card.sha256, "corpus": scene.VERSION,
+        "patients": patients, "first": FIRST_SEED,
+    }  # fmt: skip
     path = places.out / SEEN
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if kept["about"] == about:
-            found: dict[str, Any] = kept["seen"]
-            return found
-    pool = Pool(places.cache / "phantoms", lamed.network.config.vision.image_size)
-    seeds = range(FIRST_SEED, FIRST_SEED + patients)
-    seen = asdict(measure(lamed, pool, seeds, counted(f"{name}: patients")))
-    Shelf(places.out).text(SEEN, json.dumps({"about": about, "seen": seen}, indent=1) + "\n")
-    return seen
+    if not path.exists() or json.loads(path.read_text("utf-8"))["about"] != about:
+        pool = Pool(places.cache / "phantoms", lamed.network.config.vision.image_size)
+        seeds = range(FIRST_SEED, FIRST_SEED + patients)
+        seen = asdict(measure(lamed, pool, seeds, counted(f"{name}: patients")))
+        Shelf(places.out).text(SEEN, json.dumps({"about": about, "seen": seen}, indent=1) + "\n")
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))["seen"]
+    return found
 
 
 def _digests(run: Path) -> dict[str, str]:
