@@ -65,6 +65,17 @@ def test_a_recipe_of_another_stage_or_none_ends_with_3_and_says_why(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_an_ablation_without_a_finished_run_or_of_no_variant_ends_with_3(tmp_path: Path) -> None:
+    for given, why in (
+        (("--only", "whole"), "whole begins with"),
+        (("--only", "none"), "a variant is one of whole, without-contrastive,"),
+    ):
+        done = train("ablate", "--run", tmp_path, "--out", tmp_path / "out", "--json", *given)
+        assert done.returncode == 3
+        assert why in json.loads(done.stdout)["error"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_command_that_is_not_one_ends_with_2() -> None:
     done = train("fly", "--out", "x")
     assert done.returncode == 2
