@@ -10,6 +10,7 @@ import handful
 import pytest
 
 from model import load
+from model.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 OWN = """
@@ -65,14 +66,19 @@ def test_a_recipe_of_another_stage_or_none_ends_with_3_and_says_why(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_an_ablation_without_a_finished_run_or_of_no_variant_ends_with_3(tmp_path: Path) -> None:
-    for given, why in (
-        (("--only", "whole"), "whole begins with"),
-        (("--only", "none"), "a variant is one of whole, without-contrastive,"),
-    ):
-        done = train("ablate", "--run", tmp_path, "--out", tmp_path / "out", "--json", *given)
-        assert done.returncode == 3
-        assert why in json.loads(done.stdout)["error"]
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("whole", "whole begins with"),
+        ("none", "a variant is one of whole, without-contrastive,"),
+    ],
+)
+def test_an_ablation_without_a_finished_run_or_of_no_variant_ends_with_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, why: str
+) -> None:
+    places = ("--run", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert main(["train", "ablate", *places, "--only", name, "--json"]) == 3
+    assert why in json.loads(capsys.readouterr().out)["error"]
     assert not (tmp_path / "out").exists()
 
 
