@@ -24,6 +24,7 @@ from .data.prompts import box_text
 from .errors import ModelError
 from .network import Lamed, build
 from .network.config import Size
+from .network.perceiver import turned
 from .tokenizer import BOX_END, BOX_START, SEG, Tokenizer, learn
 
 NAME: Final = "lamed-small"
@@ -39,7 +40,7 @@ CONTROLS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STRENGTH: Final = 0.5  # of the sines of a place
 CONTRAST: Final = 2.0  # of the first weights against torch's own
 MEAN: Final = 0.25  # of what a prepared image holds
-LIKENESS: Final = 1.0  # how sharply a word looks for what is like it, before it has learnt to
+LIKENESS: Final = 1.7  # how sharply a word looks for what is like it, before it has learnt to
 COPIED: Final = 0.5  # how much of what it looks at it takes over
 VISION: Final = {"mlp_dim": 4 * WIDTH, "num_layers": 6, "num_heads": 6, "stem_channels": STEM}
 
@@ -89,19 +90,21 @@ def place(network: Lamed) -> None:
 
 @torch.no_grad()
 def alike(network: Lamed, *, seed: int = 0) -> None:
-    """Let a word look from the start for what is like it, and take that over.
+    """Let a word look from the start for image tokens that are like it, and take them over.
 
     Queries and keys are one random rotation, values and outputs another and its inverse: mimetic
-    initialisation (arXiv 2305.09828).
+    initialisation (arXiv 2305.09828), with queries turned (`perceiver.turned`). Words begin as
+    large as what the layers add to them.
     """
     random = torch.Generator().manual_seed(seed)
     width = network.config.hidden
+    network.model.embed_tokens.weight.normal_(generator=random)
     for layer in network.model.layers:
         alike, copied = (
             torch.linalg.qr(torch.randn(width, width, generator=random))[0] for _ in range(2)
         )
         query, key, value = layer.self_attn.qkv_proj.weight.split(width)
-        query.add_(LIKENESS * alike)
+        query.add_(LIKENESS * turned(alike))
         key.add_(LIKENESS * alike)
         value.add_(COPIED * copied)
         layer.self_attn.o_proj.weight.add_(COPIED * copied.T)

@@ -50,6 +50,11 @@ class Tokenizer:
             ids.extend([self.added[part]] if part in self.added else self._encode(part))
         return ids
 
+    def encode_within(self, text: str) -> list[int]:
+        """Turn words into the ids they have within a sentence, where a space is before them."""
+        before = "a"
+        return self.encode(f"{before} {text}")[len(self.encode(before)) :]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text.
 

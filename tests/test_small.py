@@ -10,7 +10,9 @@ from model import load, small
 from model.data.corpus import telling
 from model.data.corpus.case import Case
 from model.errors import ModelError
+from model.network.perceiver import turned
 from model.tokenizer import Tokenizer
+from model.training.examples import names
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("small") / "lamed"
     small.init(made)
     return made
+
+
+def test_what_image_tokens_are_named_with_are_the_words_of_the_sentences(words: Tokenizer) -> None:
+    """At the start of a text they would be other pieces, which no question has."""
+    for name in names()[1:]:
+        within, sentence = words.encode_within(name), words.encode(f"Is there a {name}?")
+        at = sentence.index(within[0])
+        assert sentence[at : at + len(within)] == within
 
 
 def test_words_are_the_same_each_time(words: Tokenizer) -> None:
@@ -72,17 +82,18 @@ def test_patches_know_their_place_from_the_start(folder: Path) -> None:
     assert len(torch.unique(places.flatten(0, 2), dim=0)) == 800
 
 
-def test_a_word_looks_for_what_is_like_it_from_the_start(folder: Path) -> None:
-    """Of many tokens it looks at its own kind most, and takes its direction over."""
+def test_a_word_looks_past_words_for_the_image_token_that_shows_it(folder: Path) -> None:
+    """Of many it looks at the one of its own kind most, and takes its direction over."""
     network = load(folder).network
     torch.manual_seed(0)
-    kinds = torch.randn(40, network.config.hidden)
-    tokens = torch.cat((kinds, kinds[7:8] + 0.3 * torch.randn(1, network.config.hidden)))
+    words = network.model.embed_tokens.weight[:40]
+    shown = turned(words) + 0.3 * torch.randn(len(words), network.config.hidden)
+    tokens = torch.cat((shown, words))
     attention = network.model.layers[0].self_attn
     width = network.config.hidden
     with torch.no_grad():
         query, key, value = attention.qkv_proj(tokens).split(width, dim=-1)
-        scores = query[-1] @ key[:-1].T
+        scores = query[len(shown) + 7] @ key.T
         taken = attention.o_proj(value[7])
     assert int(scores.argmax()) == 7
     assert torch.cosine_similarity(taken, tokens[7], dim=0) > 0.5

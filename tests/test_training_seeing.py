@@ -64,8 +64,8 @@ def margin(lamed: LaMed, patient: Scene, claim: str) -> float:
 @torch.no_grad()
 def likeness(lamed: LaMed, patient: Scene, word: str) -> float:
     seen = lamed.network.encode_image(image(patient))[0]
-    name = lamed.network.model.embed_tokens.weight[lamed.tokenizer.encode(word)].mean(dim=0)
-    return float(F.cosine_similarity(seen, name[None]).max())
+    name = lamed.network.model.embed_tokens.weight[lamed.tokenizer.encode_within(word)].mean(dim=0)
+    return float(F.cosine_similarity(seen, name.roll(len(name) // 2)[None]).max())
 
 
 def has(patient: Scene, word: str, side: str = "") -> bool:

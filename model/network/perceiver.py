@@ -20,6 +20,14 @@ def build_projector(config: LamedConfig) -> nn.Module:
     return SpatialPoolingPerceiver(config)
 
 
+def turned(words: Tensor) -> Tensor:
+    """Turn words (..., H) to where an image token that shows them is to lie: half the channels on.
+
+    A word is most like itself. What looks for what is like a turned word looks past the words.
+    """
+    return words.roll(words.shape[-1] // 2, dims=-1)
+
+
 class FullLinear(nn.Module):
     """Every vision token through one Linear, unpooled."""
 

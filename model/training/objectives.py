@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name
 from model.data.tokens import IGNORED
 from model.network import M3DCLIP, Lamed
 from model.network.losses import dice_loss
+from model.network.perceiver import turned
 from model.network.segvol import SegVol
 
 from .examples import CLASSES, FIRST_KIND
@@ -121,10 +122,15 @@ class Naming(nn.Module):
     def forward(self, tokens: Tensor, words: Tensor, named: Tensor) -> Tensor:
         """Give the loss; `tokens` (B, N, H), `words` (vocabulary, H), `named` (B, N, classes)."""
         names = F.embedding_bag(self.ids, words, self.offsets, mode="mean")
-        likeness = F.normalize(tokens.float(), dim=-1) @ F.normalize(names.float(), dim=-1).T
-        logits, wanted = self.sharpness * likeness + self.bias, named[..., 1:].float()
+        logits = self.sharpness * likeness(tokens, names) + self.bias
+        wanted = named[..., 1:].float()
         each = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=self.weights)
         return each * len(self.bias)  # per token
+
+
+def likeness(tokens: Tensor, words: Tensor) -> Tensor:
+    """Give the cosine between image tokens (..., H) and turned words (N, H): (..., N)."""
+    return F.normalize(tokens.float(), dim=-1) @ F.normalize(turned(words).float(), dim=-1).T
 
 
 class Speaking(nn.Module):

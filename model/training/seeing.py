@@ -22,6 +22,7 @@ from model.errors import ModelError
 from model.lamed import LaMed
 
 from .examples import Example, sample_of
+from .objectives import likeness
 from .packing import pack
 
 FIRST_SEED: Final = 900_000  # training has far lower ones, the benchmark those from 1,000,000
@@ -183,9 +184,8 @@ class _Reader:
         return margins
 
     def _likeness(self, seen: Tensor, word: str) -> float:
-        pieces = self.network.model.embed_tokens.weight[self.words.encode(word)]
-        name = F.normalize(pieces.float().mean(dim=0), dim=-1)
-        return float((F.normalize(seen.float(), dim=-1) @ name).max())
+        pieces = self.network.model.embed_tokens.weight[self.words.encode_within(word)]
+        return float(likeness(seen, pieces.float().mean(dim=0, keepdim=True)).max())
 
     def _loss(self, hidden: Tensor, labels: Tensor, count: int) -> float:
         """Sum the loss of the last `count` learnt tokens."""

@@ -227,7 +227,7 @@ def _speak(
     collate = Questions(layout, network.config.seg_token_id)
     if places.prompts is not None and last_state(places.out) is None:
         _fit_prompts(network, source, collate, places.prompts)
-    naming = Naming([words.encode(each) for each in names()]) if recipe.naming else None
+    naming = Naming([words.encode_within(each) for each in names()]) if recipe.naming else None
     return Speaking(network, naming, recipe.naming, recipe.balance), source, collate
 
 
