@@ -25,6 +25,7 @@ from .errors import ModelError
 from .network import Lamed, build
 from .network.config import Size
 from .network.perceiver import turned
+from .network.vision import sines
 from .tokenizer import BOX_END, BOX_START, SEG, Tokenizer, learn
 
 NAME: Final = "lamed-small"
@@ -41,6 +42,7 @@ STRENGTH: Final = 0.5  # of the sines of a place
 CONTRAST: Final = 2.0  # of the first weights against torch's own
 MEAN: Final = 0.25  # of what a prepared image holds
 LIKENESS: Final = 1.7  # how sharply a word looks for what is like it, before it has learnt to
+PLACES: Final = 0.3  # strength of the sines that tell image tokens apart by their place
 COPIED: Final = 0.5  # how much of what it looks at it takes over
 VISION: Final = {"mlp_dim": 4 * WIDTH, "num_layers": 6, "num_heads": 6, "stem_channels": STEM}
 
@@ -82,7 +84,7 @@ def place(network: Lamed) -> None:
     vits += [network.model.seg_module.image_encoder] if network.config.segvol else []
     for vit in vits:
         embedding = vit.patch_embedding
-        embedding.position_embeddings.copy_(STRENGTH * _sines(network.config.vision.grid, WIDTH))
+        embedding.position_embeddings.copy_(STRENGTH * sines(network.config.vision.grid, WIDTH))
         linear = embedding.patch_embeddings[1]
         linear.weight.mul_(CONTRAST)
         linear.bias.copy_(-MEAN * linear.weight.sum(dim=1))
@@ -108,15 +110,6 @@ def alike(network: Lamed, *, seed: int = 0) -> None:
         key.add_(LIKENESS * alike)
         value.add_(COPIED * copied)
         layer.self_attn.o_proj.weight.add_(COPIED * copied.T)
-
-
-def _sines(grid: Size, width: int) -> torch.Tensor:
-    """(1, patches, width): for each axis sines and cosines of width / 6 frequencies."""
-    axes = [(torch.arange(count) + 0.5) / count for count in grid]
-    waves = torch.pi * 2 ** torch.linspace(0, 3.5, width // 6)
-    angles = [each.flatten()[:, None] * waves for each in torch.meshgrid(*axes, indexing="ij")]
-    told = torch.cat([part for each in angles for part in (each.sin(), each.cos())], dim=1)
-    return torch.nn.functional.pad(told, (0, width - told.shape[1]))[None]
 
 
 def lamed_config(words: Tokenizer) -> dict[str, Any]:
@@ -146,6 +139,7 @@ def lamed_config(words: Tokenizer) -> dict[str, Any]:
         "proj_layer_type": "mlp",
         "proj_pooling_size": 2,
         "proj_pooling_type": "max",
+        "proj_places": PLACES,
         "vision_tower": "vit3d",
         "vision_select_layer": -1,
         "vision_select_feature": "patch",

@@ -155,6 +155,21 @@ def test_the_perceiver_pools_blocks_and_floors_odd_grids(
     assert torch.allclose(ours, words, atol=1e-5)
 
 
+def test_image_tokens_tell_their_place() -> None:
+    """The same place adds the same to every image, neighbours the most alike; none by default."""
+    told = [
+        lamed(image_size=[6, 16, 16], proj_places=strength, segmentation_module=None)
+        for strength in (0.0, 0.5)
+    ]
+    told[1].load_state_dict(told[0].state_dict())
+    tokens = torch.rand(2, told[0].config.vision.tokens, 24)
+    plain, placed = (each.model.mm_projector(tokens) for each in told)
+    added = (placed - plain)[0]
+    assert torch.allclose(placed - plain, added.expand_as(plain), atol=1e-6)
+    assert len(torch.unique(added.round(decimals=4), dim=0)) == told[0].config.image_tokens
+    assert torch.isclose(added.abs().max(), torch.tensor(0.5), atol=0.05)
+
+
 @pytest.mark.parametrize("depth", [2, 3])
 def test_pooling_by_max_keeps_what_one_patch_of_a_block_shows(depth: int) -> None:
     network = lamed(proj_layer_num=depth, proj_pooling_type="max", segmentation_module=None)
@@ -254,6 +269,7 @@ def test_a_network_without_segvol_says_so_when_asked_for_a_mask() -> None:
             {"proj_pooling_type": "max", "proj_layer_type": "linear"},
             "max needs proj_layer_type mlp",
         ),
+        ({"proj_pooling_type": "sequence", "proj_places": 0.3}, "proj_places needs blocks"),
         ({"mm_projector_type": "minigpt"}, "mm_projector_type must be one of"),
         ({"vision_select_layer": -2}, "vision_select_layer must be -1, not -2"),
         ({"mm_hidden_size": 48}, "mm_hidden_size must equal the vision tower's width, 24, not 48"),

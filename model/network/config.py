@@ -101,6 +101,7 @@ class ProjectorConfig:
     depth: int = 2
     pooling: str = "spatial"
     window: int = 2
+    places: float = 0.0
 
     def __post_init__(self) -> None:
         _one_of("mm_projector_type", self.kind, ("spp", "linear", "identity"))
@@ -111,6 +112,8 @@ class ProjectorConfig:
                 "pooling by max needs proj_layer_type mlp and proj_layer_num of 2 or more, "
                 f"got {self.layer} and {self.depth}"
             )
+        if self.places and (self.kind != "spp" or self.pooling == "sequence"):
+            raise ModelError(f"proj_places needs blocks, not {self.kind} by {self.pooling}")
         if self.depth < 1 or self.window < 1:
             raise ModelError(
                 "proj_layer_num and proj_pooling_size must be 1 or more, "
@@ -269,6 +272,7 @@ def _projector(config: Mapping[str, Any]) -> ProjectorConfig:
         depth=_integer(config, "proj_layer_num", 2),
         pooling=str(config.get("proj_pooling_type", "spatial")),
         window=_integer(config, "proj_pooling_size", 2),
+        places=float(config.get("proj_places", 0)),
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name
 
 from .config import LamedConfig
+from .vision import sines
 
 
 def build_projector(config: LamedConfig) -> nn.Module:
@@ -48,13 +49,16 @@ class SpatialPoolingPerceiver(nn.Module):
     before they are projected. `max` (ours): every token through the first layer by itself,
     and of a block, in each channel, the strongest: what one patch of many shows is not averaged
     away.
+
+    `places` (ours) is how strong the sines are that are added to tell image tokens apart by their
+    place: a language model of rotary positions hardly counts up to a place.
     """
 
     def __init__(self, config: LamedConfig) -> None:
         super().__init__()
         shape = config.projector
         self.grid, self.window = config.vision.grid, shape.window
-        self.pooling = shape.pooling
+        self.pooling, self.places = shape.pooling, shape.places
         first = nn.Linear(config.vision.hidden, config.hidden)
         deeper = [nn.Linear(config.hidden, config.hidden) for _ in range(1, shape.depth)]
         if shape.layer == "mlp":
@@ -69,6 +73,10 @@ class SpatialPoolingPerceiver(nn.Module):
             words: Tensor = self.projector[start:](self._pooled(self.projector[:start](tokens)))
         else:
             words = self.projector(self._pooled(tokens))
+        if self.places:
+            z, y, x = (each // self.window for each in self.grid)
+            # Made anew each time: a network on its way from the disk has no buffers.
+            words = words + self.places * sines((z, y, x), words.shape[-1]).to(words)
         return words
 
     def _pooled(self, tokens: Tensor) -> Tensor:

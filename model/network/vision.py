@@ -160,3 +160,12 @@ class SelfAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
+
+
+def sines(grid: Size, width: int) -> torch.Tensor:
+    """Tell places of a grid apart, (1, patches, width): along each axis width / 6 frequencies."""
+    axes = [(torch.arange(count) + 0.5) / count for count in grid]
+    waves = torch.pi * 2 ** torch.linspace(0, 3.5, width // 6)
+    angles = [each.flatten()[:, None] * waves for each in torch.meshgrid(*axes, indexing="ij")]
+    told = torch.cat([part for each in angles for part in (each.sin(), each.cos())], dim=1)
+    return torch.nn.functional.pad(told, (0, width - told.shape[1]))[None]
