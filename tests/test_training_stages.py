@@ -160,7 +160,7 @@ def test_image_tokens_are_named_and_what_names_them_is_left_behind(
     (course,) = courses(tmp_path)
     assert set(course.curves) >= {"language", "naming"}
     assert load(Path(told["folder"]))
-    linear = handful.lamed(tmp_path / "linear", mm_projector_type="linear")
+    linear = handful.lamed(tmp_path / "linear", mm_projector_type="linear", proj_places=0.0)
     places = stages.Places(linear, tmp_path / "no", cache=root / "pool")
     with pytest.raises(ModelError, match=r"naming is for tokens of blocks, not for .*linear"):
         stages.run(handful.recipe("align", **given), places, device="cpu")
