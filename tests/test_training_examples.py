@@ -12,7 +12,7 @@ from model import small
 from model.data.corpus import telling
 from model.data.corpus.scene import Pool, Scene
 from model.data.sample import DataError, Sample, Task
-from model.data.tokens import IGNORED, Layout
+from model.data.tokens import Layout
 from model.errors import ModelError
 from model.tokenizer import Tokenizer
 from model.training import examples
@@ -114,11 +114,9 @@ def _about(turn: telling.Turn, scene: Scene) -> str:
 def test_only_the_tasks_that_are_wanted_are_asked(pool: Pool, words: Tokenizer) -> None:
     wanted = frozenset({Task.CLOSED_VQA})
     found = Stream(patients(pool, words, tasks=wanted), 3)[0]
-    answers = [
-        words.decode([each for each in tokens.labels if each != IGNORED]) for tokens in found.tokens
-    ]
-    assert answers
-    assert all(each.strip()[0] in "ABCD" and each.strip()[1] == "." for each in answers)
+    read = [words.decode([each for each in tokens.input_ids if each]) for tokens in found.tokens]
+    assert read
+    assert all("Choices: A." in each for each in read)
     with pytest.raises(ModelError, match=r"patient \d: expected a question of .*, got none"):
         Stream(patients(pool, words, tasks=frozenset()), 3)[0]
 
@@ -204,6 +202,17 @@ def test_a_box_is_of_the_image_after_it_has_moved(pool: Pool) -> None:
     told = [*(places.min(axis=0) / handful.GRID), *(places.max(axis=0) / handful.GRID)]
     assert after.box == pytest.approx(told)
     assert ", ".join(f"{each:.3f}" for each in told) in after.answer
+
+
+def test_a_choice_is_given_by_its_words(pool: Pool) -> None:
+    scene = pool[0]
+    turns = examples.telling.turns(scene.truth, np.random.default_rng(0))
+    closed = [each for each in turns if each.task == "closed_vqa"]
+    assert len(closed) > 1
+    for turn in closed:
+        said = examples.sample_of(scene, turn).answer
+        assert said == turn.choices["ABCD".index(turn.letter)]
+        assert turn.answer == f"{turn.letter}. {said}"
 
 
 @pytest.fixture

@@ -261,7 +261,10 @@ class Samples:
 
 
 def sample_of(scene: Scene, turn: telling.Turn) -> Sample:
-    """Make a turn of the corpus the sample a reader would give; boxes are of this very grid."""
+    """Make a turn of the corpus the sample a reader would give; boxes are of this very grid.
+
+    But a choice is given by its words alone: a letter would be said before what it stands for.
+    """
     box = None
     if turn.target is not None and telling.BOX in turn.question + turn.answer:
         box = box_of(scene.mask(turn.target))
@@ -271,7 +274,7 @@ def sample_of(scene: Scene, turn: telling.Turn) -> Sample:
         task=Task(turn.task),
         image=Path(f"corpus/{scene.truth.seed}"),
         question=turn.question.replace(telling.BOX, told),
-        answer=turn.answer.replace(telling.BOX, told),
+        answer=turn.answer.removeprefix(f"{turn.letter}. ").replace(telling.BOX, told),
         patient=str(scene.truth.seed),
         kind=turn.kind,
         choices=turn.choices,
