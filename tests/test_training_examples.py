@@ -12,7 +12,7 @@ from model import small
 from model.data.corpus import telling
 from model.data.corpus.scene import Pool, Scene
 from model.data.sample import DataError, Sample, Task
-from model.data.tokens import Layout
+from model.data.tokens import IGNORED, Layout
 from model.errors import ModelError
 from model.tokenizer import Tokenizer
 from model.training import examples
@@ -114,9 +114,12 @@ def _about(turn: telling.Turn, scene: Scene) -> str:
 def test_only_the_tasks_that_are_wanted_are_asked(pool: Pool, words: Tokenizer) -> None:
     wanted = frozenset({Task.CLOSED_VQA})
     found = Stream(patients(pool, words, tasks=wanted), 3)[0]
-    read = [words.decode([each for each in tokens.input_ids if each]) for tokens in found.tokens]
-    assert read
-    assert all("Choices: A." in each for each in read)
+    assert found.tokens
+    for tokens in found.tokens:
+        read = words.decode([each for each in tokens.input_ids if each])
+        said = words.decode([each for each in tokens.labels if each != IGNORED]).strip()
+        assert "Choices: A." in read
+        assert f". {said}" in read.partition("Choices:")[2]
     with pytest.raises(ModelError, match=r"patient \d: expected a question of .*, got none"):
         Stream(patients(pool, words, tasks=frozenset()), 3)[0]
 
