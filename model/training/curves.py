@@ -12,8 +12,8 @@ from typing import Any, Final
 RUNS: Final = ("segment", "contrastive", "look", "align", "tune")  # folders of `demo.run`
 PREFIX: Final = "train/"
 HIDDEN: Final = frozenset({"epoch", "learning_rate", "grad_norm", "scale"})
-WIDTH, HEIGHT = 420, 230  # of a panel, in pixels
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 30, 28
+WIDTH, HEIGHT = 420, 246  # of a panel, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 46, 28
 COLOURS: Final = ("#222222", "#0b6e99", "#c25700", "#5a8f29", "#8e44ad")
 STYLE: Final = (
     "text{font:12px sans-serif;fill:#333}.title{font-weight:600}path{fill:none;stroke-width:1.6}"
@@ -118,5 +118,5 @@ def _panel(course: Course) -> str:
         line = "L".join("{:.1f} {:.1f}".format(*at(*each)) for each in curve)
         parts.append(f'<path stroke="{colour}" d="M{line}"/>')
         key.append(f'<tspan dx="8" style="fill:{colour}">{name}</tspan>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="18" text-anchor="end">{"".join(key)}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="36" text-anchor="end">{"".join(key)}</text>')
     return "".join(parts)
