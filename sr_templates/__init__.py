@@ -7,21 +7,27 @@
 Knows the Standard; has never heard of the node or of the network that answers.
 """
 
-from .document import Finding
+from .document import Finding, Predecessor
 from .encoding import encode
+from .profile import GENERIC, PROFILES, Profile, chosen
 from .protocol import Code, Protocol, Question, Target, TemplateError, load_protocols
 from .provenance import Algorithm
 from .reading import as_text
 
 __all__ = [
+    "GENERIC",
+    "PROFILES",
     "Algorithm",
     "Code",
     "Finding",
+    "Predecessor",
+    "Profile",
     "Protocol",
     "Question",
     "Target",
     "TemplateError",
     "as_text",
+    "chosen",
     "encode",
     "load_protocols",
 ]

@@ -3,8 +3,8 @@
 Knows the modules that every object has (PS3.3 C.7, C.12) and nothing of what is inside one.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -30,13 +30,25 @@ class Finding:
 
     `text` is the model's, unchecked. `mask` is bool or 0/1 on the source grid, slices in the
     source's order; None: nothing was outlined. `confidence` decides where outlines overlap; None
-    ranks below every number.
+    ranks below every number. `probability` makes what the mask was cut from, float32 0 to 1 on the
+    same grid; it is called only if a destination wants it, and None where there is none.
     """
 
     question: Question
     text: str
     mask: hd.Volume | None = None
     confidence: float | None = None
+    probability: Callable[[], hd.Volume] | None = None
+
+
+@dataclass(frozen=True)
+class Predecessor:
+    """An object that a new one takes the place of (PS3.3 C.17.2.2)."""
+
+    study_uid: str
+    series_uid: str
+    sop_class_uid: str
+    sop_uid: str
 
 
 @dataclass(frozen=True)
@@ -51,17 +63,25 @@ class Kind:
 SEG = Kind("seg", "segmentation", 9001)
 MEASUREMENTS = Kind("measurements", "measurements", 9002)
 REPORT = Kind("draft", "report", 9003)
+PDF = Kind("pdf", "report page", 9004)
+KEY_IMAGES = Kind("key-images", "key images", 9005)
+PRESENTATION = Kind("presentation", "outlines", 9006)
+KEY_OBJECTS = Kind("key-objects", "key slices", 9007)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One job's sources and provenance; `sources[0]` has a header that is fit to inherit from."""
+    """One job's sources and provenance; `sources[0]` has a header that is fit to inherit from.
+
+    `predecessors` are the objects of an earlier job that those of this one replace, by label.
+    """
 
     protocol: Protocol
     sources: tuple[Dataset, ...]
     algorithm: Algorithm
     job_id: str
     created_at: datetime
+    predecessors: Mapping[str, Predecessor] = field(default_factory=dict)
 
     @classmethod
     def about(
@@ -71,6 +91,7 @@ class Document:
         algorithm: Algorithm,
         job_id: str,
         created_at: datetime,
+        predecessors: Mapping[str, Predecessor] | None = None,
     ) -> "Document":
         """Make the document of a job; local time of this machine if `created_at` has a zone."""
         if not sources or not job_id:
@@ -83,7 +104,7 @@ class Document:
             # The study's times are local, without a zone; ours stand beside them.
             created_at = created_at.astimezone().replace(tzinfo=None)
         clean = (foreign.header(sources[0]), *sources[1:])
-        return cls(protocol, clean, algorithm, job_id, created_at)
+        return cls(protocol, clean, algorithm, job_id, created_at, predecessors or {})
 
     @property
     def notice(self) -> str:
@@ -118,18 +139,28 @@ class Document:
         mark = f"{DRAFT} {UNTRAINED}" if self.algorithm.untrained else DRAFT
         return foreign.line(f"{mark} {kind.title}: {self.protocol.title}", LONG_STRING)
 
-    def sop_uid(self, kind: Kind) -> str:
+    def sop_uid(self, label: str) -> str:
         """SOP Instance UID: the same job makes the same, so a repeat replaces and adds no twin."""
-        return uid(self.job_id, kind.name, "instance")
+        return uid(self.job_id, label, "instance")
 
-    def modules(self, kind: Kind) -> dict[str, Any]:
-        """Return highdicom's arguments for series, equipment and SOP common of one object."""
+    def modules(self, kind: Kind, label: str = "", *, number: int = 0) -> dict[str, Any]:
+        """Return highdicom's arguments for series, equipment and SOP common of one object.
+
+        Parameters
+        ----------
+        label
+            What the UIDs follow from; the name of the kind if it is the only one.
+        number
+            Of an object that shares its series with others of its kind, from 1 on; 0: it is alone.
+        """
         date, time = self.created_at.date(), self.created_at.time()
+        label = label or kind.name
+        instance = f"{label}.{number}" if number else label
         return {
-            "series_instance_uid": uid(self.job_id, kind.name, "series"),
+            "series_instance_uid": uid(self.job_id, label, "series"),
             "series_number": kind.series_number,
-            "sop_instance_uid": self.sop_uid(kind),
-            "instance_number": 1,
+            "sop_instance_uid": self.sop_uid(instance),
+            "instance_number": number or 1,
             "manufacturer": self.algorithm.source,
             "manufacturer_model_name": self.algorithm.model,
             "software_versions": self.algorithm.release,
@@ -157,15 +188,33 @@ class Document:
         storage: Callable[..., Dataset],
         evidence: Sequence[Dataset],
         root: Dataset,
+        *,
+        label: str = "",
     ) -> Dataset:
         """Make an SR of the tree at `root`: complete, unverified, preliminary (PS3.3 C.17.2)."""
-        return self.sign(
+        made = self.sign(
             storage(
                 evidence=evidence,
                 content=root,
                 is_complete=True,
                 is_final=False,
                 is_verified=False,
-                **self.modules(kind),
+                **self.modules(kind, label),
             )
         )
+        before = self.predecessors.get(label or kind.name)
+        if before:
+            made.PredecessorDocumentsSequence = [_reference(before)]
+        return made
+
+
+def _reference(before: Predecessor) -> Dataset:
+    """Make an item of SOP Instance Reference Macro's hierarchy (PS3.3 table C.17-3)."""
+    instance, series, study = Dataset(), Dataset(), Dataset()
+    instance.ReferencedSOPClassUID = before.sop_class_uid
+    instance.ReferencedSOPInstanceUID = before.sop_uid
+    series.SeriesInstanceUID = before.series_uid
+    series.ReferencedSOPSequence = [instance]
+    study.StudyInstanceUID = before.study_uid
+    study.ReferencedSeriesSequence = [series]
+    return study

@@ -14,9 +14,10 @@ from pydicom.sr.coding import Code
 
 from . import foreign
 from .document import NO_KNOWLEDGE, REPORT, Document, Finding
+from .profile import Profile
 from .protocol import Protocol
 from .provenance import coded, observer
-from .segmentation import Outlines, Segment
+from .segmentation import Outlines, Segment, Written
 
 CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 INFERRED_FROM = hd.sr.RelationshipTypeValues.INFERRED_FROM
@@ -42,8 +43,11 @@ LIMITS = (
 def encode_draft(
     answers: Sequence[Finding],
     outlines: Outlines | None,
-    segmentation: Dataset | None,
+    written: Written | None,
     document: Document,
+    profile: Profile,
+    *,
+    label: str = "",
 ) -> Dataset:
     """Write the answers in the order of the protocol; what was not answered is said too."""
     protocol = document.protocol
@@ -58,12 +62,12 @@ def encode_draft(
     sections = (
         (SUMMARY, _summary(document)),
         (PROCEDURES, _procedure(document)),
-        (FINDINGS, _findings(document, given, outlines, segmentation)),
+        (FINDINGS, _findings(document, given, outlines, written)),
         (IMPRESSIONS, _impressions(document, given)),
     )
     root.ContentSequence.extend(_section(heading, list(items)) for heading, items in sections)
-    evidence = [*document.sources, *([segmentation] if segmentation else [])]
-    return document.report(REPORT, hd.sr.EnhancedSR, evidence, root)
+    evidence = [*document.sources, *(written.objects.values() if written else ())]
+    return document.report(REPORT, hd.sr.EnhancedSR, evidence, root, label=label)
 
 
 def _modifiers(protocol: Protocol) -> Iterator[hd.sr.CodeContentItem]:
@@ -124,35 +128,37 @@ def _findings(
     document: Document,
     given: dict[str, Finding],
     outlines: Outlines | None,
-    segmentation: Dataset | None,
+    written: Written | None,
 ) -> Iterator[hd.sr.TextContentItem]:
     voice = document.voice
     for question in document.protocol.questions:
         answer = given.get(question.id)
         if question.target:
             segment = outlines.of(question.id) if outlines else None
-            if segment is None or segmentation is None:
+            if segment is None or written is None:
                 yield _text(codes.DCM.Finding, _not_seen(question.target.label, voice, answer))
             else:
-                yield _outlined(segment, voice, segmentation)
+                yield _outlined(segment, voice, *written.places[question.id])
         elif not question.caption:
             yield _text(
                 codes.DCM.Finding, f"{question.heading}. {question.text}\n{voice}: {_words(answer)}"
             )
 
 
-def _outlined(segment: Segment, voice: str, segmentation: Dataset) -> hd.sr.TextContentItem:
+def _outlined(
+    segment: Segment, voice: str, segmentation: Dataset, number: int
+) -> hd.sr.TextContentItem:
     """Rows 3 and 4 of TID 2002, with row 1 of TID 2001 and a purpose of CID 7003."""
     size = f"{segment.volume_ml:.{0 if segment.volume_ml >= SMALL_ML else 2}f} mL"
     item = _text(
         codes.DCM.Finding,
-        f"{segment.target.label}. {voice}: outlined, {size} (segment {segment.number}).",
+        f"{segment.target.label}. {voice}: outlined, {size} (segment {number}).",
     )
     illustration = hd.sr.ImageContentItem(
         name=codes.DCM.IllustrationOfROI,
         referenced_sop_class_uid=segmentation.SOPClassUID,
         referenced_sop_instance_uid=segmentation.SOPInstanceUID,
-        referenced_segment_numbers=segment.number,
+        referenced_segment_numbers=number,
         relationship_type=INFERRED_FROM,
     )
     item.ContentSequence = hd.sr.ContentSequence([illustration])

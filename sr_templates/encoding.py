@@ -1,18 +1,19 @@
 """Answers -> the DICOM objects that go back to the PACS: the story of this package."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import highdicom as hd
 from pydicom.dataset import Dataset
 
-from .document import MEASUREMENTS, REPORT, SEG, Document, Finding
+from .document import Document, Finding, Predecessor
 from .draft_report import encode_draft
 from .measurements import encode_measurements
+from .profile import GENERIC, Profile
 from .protocol import Protocol, TemplateError
 from .provenance import Algorithm
-from .segmentation import encode_segmentation, outline
+from .segmentation import Outlines, Written, encode_segmentation, outline, variant
 
 
 def encode(  # noqa: PLR0913 - the job's facts, each by its name
@@ -24,8 +25,10 @@ def encode(  # noqa: PLR0913 - the job's facts, each by its name
     job_id: str,
     image: hd.Volume | None,
     created_at: datetime,
+    profiles: Sequence[Profile] = (GENERIC,),
+    predecessors: Mapping[str, Predecessor] | None = None,
 ) -> dict[str, Dataset]:
-    """Write the answers as SEG, TID 1500 and TID 2000, each alone in a series of its own.
+    """Write the answers as SEG, TID 1500 and TID 2000, and as what the profiles want besides.
 
     Parameters
     ----------
@@ -37,14 +40,18 @@ def encode(  # noqa: PLR0913 - the job's facts, each by its name
         What every UID is derived from: the same job makes the same objects, byte for byte.
     image
         Modality units (HU for CT) on the source's voxels, in any orientation, for the intensities
-        in the measurements; None: volumes only.
+        in the measurements and for what is drawn; None: volumes only, and no pictures.
     created_at
         Date and time of the content.
+    profiles
+        What the destinations can show. Each object is made once, however many want it.
+    predecessors
+        The objects of an earlier job that these replace, by label.
 
     Returns
     -------
-    The objects by label: ``seg``, ``measurements`` and ``draft``; the draft report alone if no mask
-    holds a voxel.
+    The objects by label, in the order in which they are to be sent; `profile.chosen` tells which
+    of them a destination gets. Without a voxel in any mask there is nothing but the reports.
 
     Raises
     ------
@@ -59,20 +66,42 @@ def encode(  # noqa: PLR0913 - the job's facts, each by its name
     with warnings.catch_warnings():
         # The header is the source's: what is odd in it is not ours to mend, nor news to the log.
         warnings.simplefilter("ignore", UserWarning)
-        return _objects(
-            Document.about(protocol, sources, algorithm, job_id, created_at), ordered, image
-        )
+        document = Document.about(protocol, sources, algorithm, job_id, created_at, predecessors)
+        outlines = outline(ordered, document)
+        made: dict[str, Dataset] = {}
+        written: dict[str, Written] = {}
+        for profile in profiles:
+            made |= _objects(document, ordered, image, outlines, profile, written)
+        return made
 
 
 def _objects(
-    document: Document, answers: Sequence[Finding], image: hd.Volume | None
+    document: Document,
+    answers: Sequence[Finding],
+    image: hd.Volume | None,
+    outlines: Outlines | None,
+    profile: Profile,
+    written: dict[str, Written],
 ) -> dict[str, Dataset]:
-    outlines = outline(answers, document)
-    if outlines is None:
-        return {REPORT.name: encode_draft(answers, None, None, document)}
-    segmentation = encode_segmentation(outlines, document)
-    return {
-        SEG.name: segmentation,
-        MEASUREMENTS.name: encode_measurements(outlines, segmentation, image, document),
-        REPORT.name: encode_draft(answers, outlines, segmentation, document),
-    }
+    made: dict[str, Dataset] = {}
+    segments, mark = None, ""
+    if outlines is not None and profile.segmentation:
+        mark = variant(outlines, profile)
+        if mark not in written:
+            written[mark] = encode_segmentation(outlines, document, profile, mark)
+        segments = written[mark]
+        made |= segments.objects
+        if profile.measurements:
+            label = _label("measurements", mark or profile.variant("measurements"))
+            made[label] = encode_measurements(
+                outlines, segments, image, document, profile, label=label
+            )
+    # A report that cites no segment, where that of the others does, is another one.
+    is_other = outlines is not None and not profile.segmentation
+    label = _label("draft", mark or (profile.name if is_other else profile.variant("report")))
+    made[label] = encode_draft(answers, outlines, segments, document, profile, label=label)
+    return made
+
+
+def _label(kind: str, mark: str) -> str:
+    return f"{kind}.{mark}" if mark else kind

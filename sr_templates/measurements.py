@@ -12,9 +12,10 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from .document import MEASUREMENTS, Document
+from .profile import Profile
 from .protocol import TemplateError
 from .provenance import coded, in_report, observer
-from .segmentation import Outlines, Segment
+from .segmentation import Outlines, Segment, Written
 
 MILLILITRE = Code("mL", "UCUM", "milliliter")
 HOUNSFIELD = Code("[hnsf'U]", "UCUM", "Hounsfield unit")
@@ -32,7 +33,13 @@ STATISTICS = (  # PS3.16 CID 7464
 
 
 def encode_measurements(
-    outlines: Outlines, segmentation: Dataset, image: hd.Volume | None, document: Document
+    outlines: Outlines,
+    written: Written,
+    image: hd.Volume | None,
+    document: Document,
+    profile: Profile,
+    *,
+    label: str = "",
 ) -> Dataset:
     """Measure each segment and write the numbers.
 
@@ -44,7 +51,7 @@ def encode_measurements(
         The image does not lie on the grid of the masks.
     """
     aligned = None if image is None else _aligned(image, outlines.labels)
-    groups = [_group(each, outlines, segmentation, aligned, document) for each in outlines.segments]
+    groups = [_group(each, outlines, written, aligned, document) for each in outlines.segments]
     content = hd.sr.MeasurementReport(
         observation_context=observer(document.algorithm),
         procedure_reported=coded(document.protocol.procedure),
@@ -52,8 +59,8 @@ def encode_measurements(
         title=codes.DCM.ImagingMeasurementReport,
         language_of_content_item_and_descendants=document.language,
     )
-    evidence = [*document.sources, segmentation]
-    return document.report(MEASUREMENTS, hd.sr.Comprehensive3DSR, evidence, content[0])
+    evidence = [*document.sources, *written.objects.values()]
+    return document.report(MEASUREMENTS, hd.sr.Comprehensive3DSR, evidence, content[0], label=label)
 
 
 def _aligned(image: hd.Volume, labels: hd.Volume) -> hd.Volume:
@@ -75,11 +82,12 @@ def _aligned(image: hd.Volume, labels: hd.Volume) -> hd.Volume:
 def _group(
     segment: Segment,
     outlines: Outlines,
-    segmentation: Dataset,
+    written: Written,
     image: hd.Volume | None,
     document: Document,
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     target = segment.target
+    segmentation, number = written.places[segment.question_id]
     laterality = coded(target.laterality) if target.laterality else None
     values = None if image is None else image.array[outlines.labels.array == segment.number]
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
@@ -89,7 +97,7 @@ def _group(
         referenced_segment=hd.sr.ReferencedSegment(
             sop_class_uid=segmentation.SOPClassUID,
             sop_instance_uid=segmentation.SOPInstanceUID,
-            segment_number=segment.number,
+            segment_number=number,
             source_series=hd.sr.SourceSeriesForSegmentation(document.series_uid),
         ),
         finding_category=coded(target.category),

@@ -5,7 +5,7 @@ hide overlapping ones: where two masks meet, the voxel goes to the one of higher
 among equals to the one that the protocol asks for first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import highdicom as hd
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from .document import SEG, Document, Finding
+from .profile import Profile
 from .protocol import Target, TemplateError
 from .provenance import LONG_STRING, coded, in_segmentation, uid
 
@@ -22,7 +23,10 @@ MAXIMUM_SEGMENTS = 255
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of the SEG and the mask's volume after overlaps are resolved."""
+    """One segment of the SEG and the mask's volume after overlaps are resolved.
+
+    `key_slice`: on which slice of the grid it is largest, from 0 on. `slices`: on how many it is.
+    """
 
     number: int
     question_id: str
@@ -31,6 +35,8 @@ class Segment:
     tracking_uid: str
     voxels: int
     volume_ml: float
+    key_slice: int
+    slices: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,17 @@ class Outlines:
     def of(self, question_id: str) -> Segment | None:
         """Return the segment that answers a question; None if nothing of it remained."""
         return next((each for each in self.segments if each.question_id == question_id), None)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The SEG objects of one profile: one, or several if it is split.
+
+    `places`: for each question the object that holds its segment, and the segment's number there.
+    """
+
+    objects: Mapping[str, Dataset]  # by label
+    places: Mapping[str, tuple[Dataset, int]]
 
 
 def outline(answers: Sequence[Finding], document: Document) -> Outlines | None:
@@ -65,7 +82,8 @@ def outline(answers: Sequence[Finding], document: Document) -> Outlines | None:
     masks = [mask for _, _, mask in masked]
     _check_grids(masks, document)
     labels = _exclusive(masks, [each.confidence for each, _, _ in masked])
-    counts = _counts(labels, len(masks))
+    areas = _areas(labels, len(masks))
+    counts = areas.sum(axis=0)
     kept = [index for index, count in enumerate(counts) if count]
     if not kept:
         return None
@@ -84,13 +102,41 @@ def outline(answers: Sequence[Finding], document: Document) -> Outlines | None:
                 tracking_uid=uid(document.job_id, "tracking", answer.question.id),
                 voxels=int(counts[index]),
                 volume_ml=int(counts[index]) * voxel_ml,
+                key_slice=int(areas[:, index].argmax()),
+                slices=int(np.count_nonzero(areas[:, index])),
             )
         )
     return Outlines(masks[0].with_array(numbers[labels]), tuple(segments))
 
 
-def encode_segmentation(outlines: Outlines, document: Document) -> Dataset:
-    """Write the segments as one BINARY SEG with the source's patient, study and positions."""
+def variant(outlines: Outlines, profile: Profile) -> str:
+    """Return what marks the label of the SEG: nothing if it is the one that most get.
+
+    A limit that the object keeps by itself makes no other object.
+    """
+    frames = sum(each.slices for each in outlines.segments)
+    is_limited = (0 < profile.maximum_frames < frames) or (
+        0 < profile.maximum_segments < len(outlines.segments)
+    )
+    name = profile.variant("segmentation", "omit_empty_frames")
+    return profile.name if is_limited else name
+
+
+def encode_segmentation(
+    outlines: Outlines, document: Document, profile: Profile, mark: str = ""
+) -> Written:
+    """Write the segments as `profile` wants them: SEG objects on the grid of the source.
+
+    Patient, study and positions are the source's.
+    """
+    made = _segmentation(outlines, document)
+    return Written(
+        {SEG.name: made},
+        {each.question_id: (made, each.number) for each in outlines.segments},
+    )
+
+
+def _segmentation(outlines: Outlines, document: Document) -> Dataset:
     made = hd.seg.Segmentation(
         source_images=document.sources,
         pixel_array=outlines.labels,
@@ -134,9 +180,9 @@ def _exclusive(
     return labels
 
 
-def _counts(labels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
-    """Count the voxels of each label; slice by slice, because numpy counts in eight bytes."""
-    return np.asarray(sum(np.bincount(each.ravel(), minlength=count + 1)[1:] for each in labels))
+def _areas(labels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
+    """Count the voxels of each label on each slice: (slices, labels)."""
+    return np.stack([np.bincount(each.ravel(), minlength=count + 1)[1:] for each in labels])
 
 
 def _describe(segment: Segment, document: Document) -> hd.seg.SegmentDescription:

@@ -1,0 +1,75 @@
+"""Which source image a slice of the masks lies on, and how another object refers to it.
+
+Knows positions (PS3.3 C.7.6.2.1.1) of single frames and of the frames of a multi-frame image. By
+position and never by index: a stack may be sent in any order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+
+from .protocol import TemplateError
+
+TOLERANCE_MM = 0.1
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One source slice: its instance, and its frame from 1 on if the instance has several."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    frame: int | None
+    position: tuple[float, float, float]
+    header: Dataset
+
+    @property
+    def frames(self) -> list[int] | None:
+        """What highdicom takes as referenced frame numbers."""
+        return None if self.frame is None else [self.frame]
+
+
+def by_slice(sources: Sequence[Dataset], grid: hd.VolumeGeometry) -> tuple[SourceImage, ...]:
+    """Return the source image of each slice of `grid`, which has the source's slices.
+
+    Raises
+    ------
+    TemplateError
+        No source image lies where a slice of the grid does.
+    """
+    images = [image for source in sources for image in _images(source)]
+    places = np.array([each.position for each in images])
+    starts = grid.affine[:3, 3] + np.arange(grid.spatial_shape[0])[:, None] * grid.affine[:3, 0]
+    return tuple(_nearest(images, places, start) for start in starts)
+
+
+def _nearest(images: Sequence[SourceImage], places: np.ndarray, start: np.ndarray) -> SourceImage:
+    distances = np.linalg.norm(places - start, axis=1)
+    nearest = int(distances.argmin())
+    if distances[nearest] > TOLERANCE_MM:
+        raise TemplateError(
+            f"expected a source image at {np.round(start, 2).tolist()} mm, the nearest is "
+            f"{distances[nearest]:.2f} mm away"
+        )
+    return images[nearest]
+
+
+def _images(source: Dataset) -> list[SourceImage]:
+    names = str(source.SOPClassUID), str(source.SOPInstanceUID)
+    groups = source.get("PerFrameFunctionalGroupsSequence")
+    if not groups:
+        return [SourceImage(*names, None, _place(source.ImagePositionPatient), source)]
+    return [
+        SourceImage(
+            *names, frame, _place(group.PlanePositionSequence[0].ImagePositionPatient), source
+        )
+        for frame, group in enumerate(groups, 1)
+    ]
+
+
+def _place(values: Sequence[float]) -> tuple[float, float, float]:
+    left, posterior, head = (float(each) for each in values)
+    return left, posterior, head
