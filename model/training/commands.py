@@ -40,7 +40,9 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     ablate.add_argument("--cache", type=Path, default=Path("run/pool"), metavar="DIR")
     ablate.add_argument("--steps", type=int, default=200, metavar="N", help="default 200")
     ablate.add_argument("--patients", type=int, default=120, metavar="N", help="default 120")
-    ablate.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants to run")
+    ablate.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="NAME", help="variants to run"
+    )
     ablate.add_argument("--json", action="store_true", help="machine-readable output")
     shipping = stages.add_parser("ship", help="half the bytes, and a card with every number")
     shipping.set_defaults(command=_ship)
