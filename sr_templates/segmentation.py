@@ -1,112 +1,48 @@
-"""Masks -> one SEG on the source grid: what was outlined, by whom, in which colour.
+"""Segments -> SEG objects on the source grid: what was outlined, by whom, in which colour.
 
-Knows the Segmentation IOD (PS3.3 A.51). The segments are exclusive, because viewers merge or
-hide overlapping ones: where two masks meet, the voxel goes to the one of higher confidence, and
-among equals to the one that the protocol asks for first.
+Knows the Segmentation and the Label Map Segmentation IOD (PS3.3 A.51, A.101), and how a profile
+wants them. Header and descriptions are highdicom's; its frames are not: it goes through the whole
+volume once for each segment, and holds all of them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import highdicom as hd
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.filewriter import correct_ambiguous_vr
 
-from .document import SEG, Document, Finding
-from .profile import Profile
-from .protocol import Target, TemplateError
-from .provenance import LONG_STRING, coded, in_segmentation, uid
+from .document import SEG, Document
+from .frames import PER_FRAME, functional_groups
+from .parts import FULL, Part, parts
+from .profile import Encoding, Profile
+from .provenance import coded, in_segmentation, uid
+from .segments import Outlines, Segment, number_segments, outline
+from .source_images import SourceImage, by_slice
 
-MAXIMUM_SEGMENTS = 255
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment of the SEG and the mask's volume after overlaps are resolved.
-
-    `key_slice`: on which slice of the grid it is largest, from 0 on. `slices`: on how many it is.
-    """
-
-    number: int
-    question_id: str
-    target: Target
-    tracking_id: str
-    tracking_uid: str
-    voxels: int
-    volume_ml: float
-    key_slice: int
-    slices: int
-
-
-@dataclass(frozen=True)
-class Outlines:
-    """The exclusive segments of one job: `labels` holds segment numbers, 0 where there is none."""
-
-    labels: hd.Volume
-    segments: tuple[Segment, ...]
-
-    def of(self, question_id: str) -> Segment | None:
-        """Return the segment that answers a question; None if nothing of it remained."""
-        return next((each for each in self.segments if each.question_id == question_id), None)
+__all__ = [
+    "Outlines",
+    "Segment",
+    "Written",
+    "encode_segmentation",
+    "number_segments",
+    "outline",
+    "variant",
+]
 
 
 @dataclass(frozen=True)
 class Written:
     """The SEG objects of one profile: one, or several if it is split.
 
-    `places`: for each question the object that holds its segment, and the segment's number there.
+    `places`: for each question the object that holds its segment, and the segment's number there;
+    the first such object, if the segment alone has more frames than one may have.
     """
 
     objects: Mapping[str, Dataset]  # by label
     places: Mapping[str, tuple[Dataset, int]]
-
-
-def outline(answers: Sequence[Finding], document: Document) -> Outlines | None:
-    """Resolve overlaps and number what remains, in the order of the protocol.
-
-    None: no mask holds a voxel, so there is nothing to write.
-
-    Raises
-    ------
-    TemplateError
-        Masks lie on different grids, or are not of the source's size.
-    """
-    masked = [
-        (each, each.question.target, each.mask)
-        for each in answers
-        if each.question.target is not None and each.mask is not None
-    ]
-    if not masked:
-        return None
-    masks = [mask for _, _, mask in masked]
-    _check_grids(masks, document)
-    labels = _exclusive(masks, [each.confidence for each, _, _ in masked])
-    areas = _areas(labels, len(masks))
-    counts = areas.sum(axis=0)
-    kept = [index for index, count in enumerate(counts) if count]
-    if not kept:
-        return None
-    numbers = np.zeros(len(masks) + 1, np.uint8)
-    voxel_ml = float(np.prod(masks[0].spacing)) / 1000
-    segments = []
-    for number, index in enumerate(kept, 1):
-        answer, target, _ = masked[index]
-        numbers[index + 1] = number
-        segments.append(
-            Segment(
-                number=number,
-                question_id=answer.question.id,
-                target=target,
-                tracking_id=f"{target.label} {document.job_id[:8]}"[:LONG_STRING],
-                tracking_uid=uid(document.job_id, "tracking", answer.question.id),
-                voxels=int(counts[index]),
-                volume_ml=int(counts[index]) * voxel_ml,
-                key_slice=int(areas[:, index].argmax()),
-                slices=int(np.count_nonzero(areas[:, index])),
-            )
-        )
-    return Outlines(masks[0].with_array(numbers[labels]), tuple(segments))
 
 
 def variant(outlines: Outlines, profile: Profile) -> str:
@@ -127,68 +63,97 @@ def encode_segmentation(
 ) -> Written:
     """Write the segments as `profile` wants them: SEG objects on the grid of the source.
 
-    Patient, study and positions are the source's.
+    Patient, study and positions are the source's. Pixel Data is a stream: its frames are made
+    when the object is written or read, from the labels of `outlines`.
+
+    Raises
+    ------
+    TemplateError
+        A slice lies on no source image, or probabilities are none or lie on another grid.
     """
-    made = _segmentation(outlines, document)
-    return Written(
-        {SEG.name: made},
-        {each.question_id: (made, each.number) for each in outlines.segments},
-    )
+    if profile.segmentation is None:
+        return Written({}, {})
+    images = by_slice(document.sources, outlines.labels)
+    order = _along_normal(outlines.labels)
+    several = parts(outlines, profile, order)
+    label = f"{SEG.name}.{mark}" if mark else SEG.name
+    objects: dict[str, Dataset] = {}
+    places: dict[str, tuple[Dataset, int]] = {}
+    for place, part in enumerate(several, 1):
+        kind, own = SEG, label
+        if len(several) > 1:
+            kind = replace(SEG, title=f"{SEG.title} {place} of {len(several)}")
+            own = f"{label}.{place}"
+        modules = document.modules(kind, own)
+        made = _header(part, outlines, document, profile.segmentation, modules)
+        _fill(made, part, images, order)
+        # highdicom draws this UID at random; a repeated job must make the same bytes.
+        for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
+            item.DimensionOrganizationUID = uid(document.job_id, own, "dimensions")
+        objects[own] = document.sign(made)
+        for number, segment in enumerate(part.segments, 1):
+            places.setdefault(segment.question_id, (made, number))
+    return Written(objects, places)
 
 
-def _segmentation(outlines: Outlines, document: Document) -> Dataset:
+def _along_normal(grid: hd.Volume) -> range:
+    """Return the slices in the direction in which highdicom counts planes."""
+    slices = range(grid.spatial_shape[0])
+    return slices if np.linalg.det(grid.affine[:3, :3]) > 0 else slices[::-1]
+
+
+def _header(
+    part: Part,
+    outlines: Outlines,
+    document: Document,
+    encoding: Encoding,
+    modules: Mapping[str, Any],
+) -> Dataset:
+    """Return the object with one frame of nothing."""
+    first = outlines.labels[:1]
+    fractional: dict[str, Any] = {"fractional_type": "PROBABILITY", "max_fractional_value": FULL}
     made = hd.seg.Segmentation(
         source_images=document.sources,
-        pixel_array=outlines.labels,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_describe(each, document) for each in outlines.segments],
+        pixel_array=first.with_array(np.zeros_like(first.array)),
+        segmentation_type=encoding,
+        segment_descriptions=[
+            _describe(number, each, document) for number, each in enumerate(part.segments, 1)
+        ],
         content_label="AI_DRAFT",
         content_description=document.notice,
-        omit_empty_frames=True,
-        **document.modules(SEG),
+        omit_empty_frames=False,
+        **(fractional if encoding == "FRACTIONAL" else {}),
+        **modules,
     )
-    # highdicom draws this UID at random; a repeated job must make the same bytes.
-    dimensions = uid(document.job_id, SEG.name, "dimensions")
-    for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
-        item.DimensionOrganizationUID = dimensions
-    return document.sign(made)
+    # Of one slice it does not know the distance to the next.
+    made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = first.get_pixel_measures()
+    # Out of highdicom's class, which keeps a table of the frame that it made.
+    header = Dataset(made)
+    header.file_meta = made.file_meta
+    return header
 
 
-def _check_grids(masks: Sequence[hd.Volume], document: Document) -> None:
-    if len(masks) > MAXIMUM_SEGMENTS:
-        raise TemplateError(f"expected at most {MAXIMUM_SEGMENTS} masks, got {len(masks)}")
-    source = document.sources[0]
-    expected = (document.slices, int(source.Rows), int(source.Columns))
-    for mask in masks:
-        if mask.spatial_shape != expected:
-            raise TemplateError(
-                f"expected masks of the source's {expected} voxels, got {mask.spatial_shape}"
-            )
-        if not mask.geometry_equal(masks[0]):
-            raise TemplateError("expected all masks on one grid, got two")
+def _fill(header: Dataset, part: Part, images: Sequence[SourceImage], order: Sequence[int]) -> None:
+    """Put the frames in."""
+    correct_ambiguous_vr(header, is_little_endian=True)
+    header.add_new("PixelData", "OB", part.pixels())
+    header.NumberOfFrames = len(part.frames)
+    header[PER_FRAME] = functional_groups(part.frames, images, order)
+    # Written as it is, and nothing else is left to correct.
+    header.set_original_encoding(is_implicit_vr=False, is_little_endian=True)
+    steps = np.diff([order.index(each.place) for each in part.frames])
+    # PS3.3 C.7.6.17: planes that differ in nothing but an even step.
+    is_stack = len({each.segment for each in part.frames}) == 1 and len(set(steps)) == 1
+    if is_stack:
+        header.DimensionOrganizationType = "3D"
+    elif "DimensionOrganizationType" in header:
+        del header.DimensionOrganizationType
 
 
-def _exclusive(
-    masks: Sequence[hd.Volume], confidences: Sequence[float | None]
-) -> NDArray[np.uint8]:
-    """Give each voxel to at most one mask: index + 1 of the winner, in a source-sized array."""
-    ranks = [float("inf") if each is None else -each for each in confidences]
-    labels = np.zeros(masks[0].spatial_shape, np.uint8)
-    # The sort is stable: among equals the protocol's order stands.
-    for index in sorted(range(len(masks)), key=ranks.__getitem__):
-        labels[(labels == 0) & (masks[index].array != 0)] = index + 1
-    return labels
-
-
-def _areas(labels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
-    """Count the voxels of each label on each slice: (slices, labels)."""
-    return np.stack([np.bincount(each.ravel(), minlength=count + 1)[1:] for each in labels])
-
-
-def _describe(segment: Segment, document: Document) -> hd.seg.SegmentDescription:
+def _describe(number: int, segment: Segment, document: Document) -> hd.seg.SegmentDescription:
     target = segment.target
     described = hd.seg.SegmentDescription(
-        segment_number=segment.number,
+        segment_number=number,
         segment_label=target.label,
         segmented_property_category=coded(target.category),
         segmented_property_type=coded(target.type),

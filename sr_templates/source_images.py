@@ -32,7 +32,9 @@ class SourceImage:
         return None if self.frame is None else [self.frame]
 
 
-def by_slice(sources: Sequence[Dataset], grid: hd.VolumeGeometry) -> tuple[SourceImage, ...]:
+def by_slice(
+    sources: Sequence[Dataset], grid: hd.Volume | hd.VolumeGeometry
+) -> tuple[SourceImage, ...]:
     """Return the source image of each slice of `grid`, which has the source's slices.
 
     Raises
