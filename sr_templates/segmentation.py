@@ -127,6 +127,10 @@ def _header(
     )
     # Of one slice it does not know the distance to the next.
     made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = first.get_pixel_measures()
+    if encoding == "FRACTIONAL":
+        made.SegmentsOverlap = "UNDEFINED"  # each voxel may be more than one thing
+    if encoding == "FRACTIONAL":
+        made.SegmentsOverlap = "UNDEFINED"  # probabilities are not exclusive
     # Out of highdicom's class, which keeps a table of the frame that it made.
     header = Dataset(made)
     header.file_meta = made.file_meta

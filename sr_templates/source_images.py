@@ -40,12 +40,42 @@ def by_slice(
     Raises
     ------
     TemplateError
-        No source image lies where a slice of the grid does.
+        No source image lies where a slice of the grid does, or its pixels lie otherwise.
     """
+    _check_pixels(sources[0], grid)
     images = [image for source in sources for image in _images(source)]
     places = np.array([each.position for each in images])
     starts = grid.affine[:3, 3] + np.arange(grid.spatial_shape[0])[:, None] * grid.affine[:3, 0]
     return tuple(_nearest(images, places, start) for start in starts)
+
+
+def _check_pixels(source: Dataset, grid: hd.Volume | hd.VolumeGeometry) -> None:
+    """Refuse a grid whose rows and columns are not those of the images: mirrored, or turned."""
+    cosines = np.array(_macro(source, "PlaneOrientationSequence").ImageOrientationPatient, float)
+    between_rows, between_columns = _macro(source, "PixelMeasuresSequence").PixelSpacing
+    steps = np.stack([cosines[3:] * float(between_rows), cosines[:3] * float(between_columns)], 1)
+    # At the far corner of a slice the difference adds up to this.
+    off_mm = np.abs(grid.affine[:3, 1:3] - steps) @ np.array(grid.spatial_shape[1:])
+    if off_mm.max() > TOLERANCE_MM:
+        raise TemplateError(
+            f"expected the rows and columns of the source, {np.round(steps.T, 4).tolist()} mm, "
+            f"got {np.round(grid.affine[:3, 1:3].T, 4).tolist()} mm"
+        )
+
+
+def _macro(source: Dataset, sequence: str) -> Dataset:
+    """Return what holds the attributes of a functional group; in a classic image the header."""
+    if "PerFrameFunctionalGroupsSequence" not in source:
+        return source
+    groups = [
+        *(source.get("SharedFunctionalGroupsSequence") or []),
+        *source.PerFrameFunctionalGroupsSequence,
+    ]
+    for group in groups:
+        if group.get(sequence):
+            item: Dataset = group[sequence][0]
+            return item
+    raise TemplateError(f"expected {sequence} in {source.SOPInstanceUID}")
 
 
 def _nearest(images: Sequence[SourceImage], places: np.ndarray, start: np.ndarray) -> SourceImage:
