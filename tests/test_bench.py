@@ -15,7 +15,7 @@ SUBJECTS = {
     "receiving": {"LaMed Node", "Orthanc", "DCMTK storescp", "pynetdicom save_as"},
     "sending": {"LaMed Node", "pynetdicom", "DCMTK dcmsend"},
     "volume": {"LaMed Node", "numpy frombuffer", "highdicom"},
-    "segmentation": {"LaMed Node", "highdicom"},
+    "segmentation": {"LaMed Node", "highdicom", "dcmqi"},
     "reading": {"LaMed Node, one batch", "one at a time"},
     "ledger": {"LaMed Node", "bare sqlite3"},
 }
