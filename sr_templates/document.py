@@ -11,6 +11,7 @@ from typing import Any
 import highdicom as hd
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import DA, TM
 
 from . import foreign
 from .protocol import LANGUAGES, Protocol, Question, TemplateError
@@ -178,8 +179,21 @@ class Document:
         """Write who made the object and when, in place of what the library says of itself."""
         made.ContributingEquipmentSequence = [equipment(self.algorithm, self.created_at)]
         made.InstanceCreatorUID = self.algorithm.device_uid
-        made.InstanceCreationDate = made.ContentDate
-        made.InstanceCreationTime = made.ContentTime
+        made.InstanceCreationDate = DA(self.created_at.date())
+        made.InstanceCreationTime = TM(self.created_at.time())
+        return made
+
+    def locate(self, made: Dataset) -> Dataset:
+        """Write which part of the body a series of pictures shows, as the source has it.
+
+        Without a part it is not known whether it is a paired one (PS3.3 C.7.3.1).
+        """
+        source = self.sources[0]
+        for keyword in ("BodyPartExamined", "Laterality"):
+            if source.get(keyword):
+                made[keyword] = source[keyword]
+        if not source.get("BodyPartExamined") and "Laterality" not in made:
+            made.Laterality = ""
         return made
 
     def report(

@@ -12,8 +12,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from .document import MEASUREMENTS, Document
+from .grid import aligned
 from .profile import Profile
-from .protocol import TemplateError
 from .provenance import coded, in_report, observer
 from .segmentation import Outlines, Segment, Written
 
@@ -50,8 +50,8 @@ def encode_measurements(
     TemplateError
         The image does not lie on the grid of the masks.
     """
-    aligned = None if image is None else _aligned(image, outlines.labels)
-    groups = [_group(each, outlines, written, aligned, document) for each in outlines.segments]
+    turned = None if image is None else aligned(image, outlines.labels)
+    groups = [_group(each, outlines, written, turned, document) for each in outlines.segments]
     content = hd.sr.MeasurementReport(
         observation_context=observer(document.algorithm),
         procedure_reported=coded(document.protocol.procedure),
@@ -61,22 +61,6 @@ def encode_measurements(
     )
     evidence = [*document.sources, *written.objects.values()]
     return document.report(MEASUREMENTS, hd.sr.Comprehensive3DSR, evidence, content[0], label=label)
-
-
-def _aligned(image: hd.Volume, labels: hd.Volume) -> hd.Volume:
-    """Turn the image to the masks' orientation, voxel for voxel."""
-    try:
-        aligned = image.match_geometry(labels)
-    except RuntimeError as error:
-        raise TemplateError(f"the image does not lie on the masks' grid: {error}") from error
-    # `match_geometry` also crops and pads, and lets another spacing pass.
-    same_size = sorted(image.spatial_shape) == sorted(labels.spatial_shape)
-    if not same_size or not aligned.geometry_equal(labels):
-        raise TemplateError(
-            f"expected an image on the masks' grid of {labels.spatial_shape} voxels, "
-            f"got {image.spatial_shape} voxels of {image.spacing} mm"
-        )
-    return aligned
 
 
 def _group(

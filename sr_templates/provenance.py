@@ -125,16 +125,19 @@ def in_report(algorithm: Algorithm) -> hd.sr.AlgorithmIdentification:
 
 def observer(algorithm: Algorithm) -> hd.sr.ObservationContext:
     """Name the algorithm as the one who observed (TID 1001, 1004); patient and study inherit."""
+    return hd.sr.ObservationContext(observer_device_context=device(algorithm))
+
+
+def device(algorithm: Algorithm) -> hd.sr.ObserverContext:
+    """Name the algorithm as a device that observes (TID 1002, 1004)."""
     attributes = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=algorithm.device_uid,
         name=algorithm.model,
         manufacturer_name=algorithm.source,
         model_name=algorithm.model,
     )
-    return hd.sr.ObservationContext(
-        observer_device_context=hd.sr.ObserverContext(
-            observer_type=codes.DCM.Device, observer_identifying_attributes=attributes
-        )
+    return hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device, observer_identifying_attributes=attributes
     )
 
 

@@ -1,0 +1,56 @@
+"""How a grid of voxels lies in the patient, and how an image is turned onto it.
+
+Knows axes (PS3.3 C.7.6.2.1.1) and nothing of what the voxels are.
+"""
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+
+from .protocol import TemplateError
+
+LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # where each patient axis comes from, and goes to
+OPPOSITE = str.maketrans("RLAPFH", "LRPAHF")
+SLANTED = 0.25  # an axis that an edge leans to by some 15 degrees is told too
+
+
+def aligned(image: hd.Volume, grid: hd.Volume) -> hd.Volume:
+    """Turn an image to the orientation of a grid, voxel for voxel.
+
+    Raises
+    ------
+    TemplateError
+        The image does not lie on the voxels of the grid.
+    """
+    try:
+        turned = image.match_geometry(grid)
+    except RuntimeError as error:
+        raise TemplateError(f"the image does not lie on the masks' grid: {error}") from error
+    # `match_geometry` also crops and pads, and lets another spacing pass.
+    same_size = sorted(image.spatial_shape) == sorted(grid.spatial_shape)
+    if not same_size or not turned.geometry_equal(grid):
+        raise TemplateError(
+            f"expected an image on the masks' grid of {grid.spatial_shape} voxels, "
+            f"got {image.spatial_shape} voxels of {image.spacing} mm"
+        )
+    return turned
+
+
+def orientation(grid: hd.Volume | hd.VolumeGeometry) -> tuple[str, str]:
+    """Return Patient Orientation (0020,0020) of a slice: where its rows and its columns lead."""
+    axes = np.asarray(grid.affine)[:3, :3]
+    return _towards(axes[:, 2]), _towards(axes[:, 1])
+
+
+def opposite(letters: str) -> str:
+    """Return the letters of the other end."""
+    return letters.translate(OPPOSITE)
+
+
+def _towards(step: NDArray[np.float64]) -> str:
+    """Name the direction of a step in patient coordinates: what it leans to most comes first."""
+    direction = step / np.linalg.norm(step)
+    order = np.argsort(-np.abs(direction), kind="stable")
+    return "".join(
+        LETTERS[axis][int(direction[axis] > 0)] for axis in order if abs(direction[axis]) >= SLANTED
+    )
