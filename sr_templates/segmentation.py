@@ -11,6 +11,7 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
+from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.filewriter import correct_ambiguous_vr
 
@@ -143,8 +144,12 @@ def _fill(header: Dataset, part: Part, images: Sequence[SourceImage], order: Seq
     header.add_new("PixelData", "OB", part.pixels())
     header.NumberOfFrames = len(part.frames)
     header[PER_FRAME] = functional_groups(part.frames, images, order)
-    # Written as it is, and nothing else is left to correct.
-    header.set_original_encoding(is_implicit_vr=False, is_little_endian=True)
+    # So the groups are written as they are, and not taken apart and encoded again.
+    header.set_original_encoding(
+        is_implicit_vr=False,
+        is_little_endian=True,
+        character_encoding=convert_encodings(header.SpecificCharacterSet),
+    )
     steps = np.diff([order.index(each.place) for each in part.frames])
     # PS3.3 C.7.6.17: planes that differ in nothing but an even step.
     is_stack = len({each.segment for each in part.frames}) == 1 and len(set(steps)) == 1
