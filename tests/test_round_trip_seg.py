@@ -1,7 +1,7 @@
 """Masks -> our SEG -> what others read: the same voxels at the same places in the patient.
 
-The series is planted in patient coordinates; dcmqi and highdicom read the files, each by its own
-code. `test_geometry` asks the same of the way from the series to the mask.
+What is planted has no symmetry: every voxel is drawn by lot. dcmqi and highdicom read the files,
+each by its own code. `test_geometry` asks the same of the way through the network's grid.
 """
 
 import gzip
@@ -12,25 +12,11 @@ from pathlib import Path
 import highdicom as hd
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from test_geometry import (
-    ORIGIN,
-    SEGIMAGE2ITKIMAGE,
-    SHAPE,
-    SPACING_MM,
-    TURNS,
-    Array,
-    Mask,
-    affine,
-    as_planted,
-    coordinates,
-    cut,
-    named,
-    planted,
-    rotation,
-)
+from test_geometry import SEGIMAGE2ITKIMAGE, TURNS, Array, Mask, named, rotation
 
-from dicom_node import volume
+from dicom_node import sample, volume
 from sr_templates import Finding, Profile
 from sr_templates.document import Document
 from sr_templates.segmentation import Outlines, encode_segmentation, outline
@@ -39,25 +25,45 @@ from tests.drafts import ALGORITHM, CREATED_AT, JOB, PROTOCOLS
 CHEST = PROTOCOLS["ct_chest"]
 ENCODINGS = ("BINARY", "LABELMAP", "FRACTIONAL")
 PROBABILITY = 0.6
-# Not in the middle: a mirrored mask is another one.
-BORDER_MM = SPACING_MM[2] * (SHAPE[2] // 2 - 3.5)
+SPACING_MM = (2.0, 1.5, 1.2)  # pixels are not square
+ORIGIN = (13.5, -61.25, -207.0)
+HOUNSFIELD = 100  # of the first segment; of the second twice as much
 
 
-def halves(places: Array, directions: Array) -> list[Mask]:
-    """Tell which patient coordinates lie in the one and in the other part of the ellipsoid."""
-    inside = planted(places, directions)
-    first = (places - ORIGIN) @ directions[:, 2] < BORDER_MM
-    return [inside & first, inside & ~first]
+def planted() -> NDArray[np.int64]:
+    """Draw (slices, rows, columns): 0, 1 or 2, on slices that neither all nor both share."""
+    numbers = np.random.default_rng(4).integers(0, 3, (9, 7, 11))  # no whole bytes to a slice
+    numbers[[0, 1, 5, 8]] = 0
+    numbers[3][numbers[3] == 1] = 0
+    numbers[7][numbers[7] == 2] = 0
+    return numbers
 
 
-def outlined(directions: Array, instances: list[Dataset]) -> tuple[Outlines, Document]:
-    """Outline both halves on what the model sees."""
+NUMBERS = planted()
+
+
+def cut(directions: Array, *, enhanced: bool = False) -> list[Dataset]:
+    """Make the series that shows what is planted, its instances in no order."""
+    options = {
+        "voxels": NUMBERS * HOUNSFIELD,
+        "spacing_mm": SPACING_MM,
+        "directions": directions,
+        "origin": ORIGIN,
+    }
+    if enhanced:
+        return [sample.enhanced(**options)]
+    made = sample.series(**options)
+    np.random.default_rng(0).shuffle(made)
+    return made
+
+
+def outlined(instances: list[Dataset]) -> tuple[Outlines, Document]:
+    """Outline what is planted on what the model sees."""
     source = volume.load(instances)
     document = Document.about(CHEST, source.sources, ALGORITHM, JOB, CREATED_AT)
-    seen = coordinates(source.image.affine, source.image.spatial_shape)
     answers = []
-    for question, half in zip(CHEST.targets, halves(seen, directions), strict=False):
-        mask = source.on_source(half)
+    for number, question in enumerate(CHEST.targets[:2], 1):
+        mask = source.on_source(source.image.array == number * HOUNSFIELD)
         sure = mask.with_array(mask.array * np.float32(PROBABILITY))
         answers.append(Finding(question, "", mask, probability=partial(lambda it: it, sure)))
     outlines = outline(answers, document)
@@ -115,29 +121,41 @@ def marked(matrix: Array, mask: Mask) -> Array:
     return places
 
 
-def assert_there(path: Path, directions: Array) -> None:
-    """Hold what both readers find against what was planted."""
-    there = halves(coordinates(affine(directions), SHAPE), directions)
-    for found in (by_highdicom(path), by_dcmqi(path)):
-        assert len(found) == len(there)
-        for places, half in zip(found, there, strict=True):
-            assert np.array_equal(as_planted(places, directions), half)
+def assert_there(paths: list[Path], directions: Array) -> None:
+    """Hold what both readers find in all the objects against what was planted."""
+    for read in (by_highdicom, by_dcmqi):
+        seen = np.zeros_like(NUMBERS)
+        for path in paths:
+            for number, places in zip(numbers(path), read(path), strict=True):
+                indices = (places - ORIGIN) @ np.linalg.inv(directions * SPACING_MM).T
+                whole = np.rint(indices).astype(int)
+                assert np.abs(indices - whole).max() < 0.01
+                assert not seen[tuple(whole.T)].any()
+                seen[tuple(whole.T)] = number
+        assert np.array_equal(seen, NUMBERS)
+
+
+def numbers(path: Path) -> list[int]:
+    """Tell which of the planted segments an object holds, by their labels."""
+    labels = [each.target.label for each in CHEST.targets]
+    segments = dcmread(path, stop_before_pixels=True).SegmentSequence
+    return [labels.index(each.SegmentLabel) + 1 for each in segments if each.SegmentNumber]
 
 
 def assert_every_encoding_is_there(
     directions: Array, instances: list[Dataset], folder: Path
 ) -> None:
-    outlines, document = outlined(directions, instances)
+    outlines, document = outlined(instances)
     for encoding in ENCODINGS:
-        (path,) = write(outlines, document, Profile("here", encoding), folder)
-        assert_there(path, directions)
+        paths = write(outlines, document, Profile("here", encoding), folder)
+        assert len(paths) == 1
+        assert_there(paths, directions)
 
 
 @pytest.mark.parametrize("directions", TURNS, ids=named)
 def test_in_every_turn_both_readers_find_every_voxel_in_its_place(
     directions: Array, tmp_path: Path
 ) -> None:
-    # Instances in random order, pixels that are not square.
     assert_every_encoding_is_there(directions, cut(directions), tmp_path)
 
 
@@ -155,12 +173,10 @@ def test_of_a_multi_frame_source_too(directions: Array, tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_with_its_empty_frames_too(encoding: str, tmp_path: Path) -> None:
     directions = TURNS[13]
-    outlines, document = outlined(directions, cut(directions))
-    (path,) = write(
-        outlines, document, Profile("here", encoding, omit_empty_frames=False), tmp_path
-    )
-    assert dcmread(path).NumberOfFrames == SHAPE[0] * (1 if encoding == "LABELMAP" else 2)
-    assert_there(path, directions)
+    profile = Profile("here", encoding, omit_empty_frames=False)
+    paths = write(*outlined(cut(directions)), profile, tmp_path)
+    assert dcmread(paths[0]).NumberOfFrames == len(NUMBERS) * (1 if encoding == "LABELMAP" else 2)
+    assert_there(paths, directions)
 
 
 def test_the_order_of_the_instances_changes_no_byte(tmp_path: Path) -> None:
@@ -168,7 +184,7 @@ def test_the_order_of_the_instances_changes_no_byte(tmp_path: Path) -> None:
     files = []
     for name, given in (("there", instances), ("back", instances[::-1])):
         (tmp_path / name).mkdir()
-        (path,) = write(*outlined(TURNS[7], given), Profile("here"), tmp_path / name)
+        (path,) = write(*outlined(given), Profile("here"), tmp_path / name)
         files.append(path.read_bytes())
     assert files[0] == files[1]
 
@@ -176,12 +192,7 @@ def test_the_order_of_the_instances_changes_no_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_what_is_spread_over_objects_is_whole_together(encoding: str, tmp_path: Path) -> None:
     directions = TURNS[29]
-    outlines, document = outlined(directions, cut(directions))
-    paths = write(outlines, document, Profile("here", encoding, maximum_frames=5), tmp_path)
-    assert len(paths) > 4
-    assert max(dcmread(path).NumberOfFrames for path in paths) == 5
-    there = halves(coordinates(affine(directions), SHAPE), directions)
-    for read in (by_highdicom, by_dcmqi):
-        places = np.concatenate([found for path in paths for found in read(path)])
-        assert len(places) == sum(half.sum() for half in there)
-        assert np.array_equal(as_planted(places, directions), there[0] | there[1])
+    profile = Profile("here", encoding, maximum_frames=2)
+    paths = write(*outlined(cut(directions)), profile, tmp_path)
+    assert [dcmread(path).NumberOfFrames for path in paths] == [2, 2, 2, 2]
+    assert_there(paths, directions)
