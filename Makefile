@@ -11,14 +11,19 @@ export HF_HUB_OFFLINE = 1
 STAMP      = $(VENV)/.installed-$(shell cat setup.cfg pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 STAMP_DEV  = $(STAMP)-dev
 SYSTEM_RUN  := python3-venv
-SYSTEM_TEST := $(SYSTEM_RUN) dcmtk orthanc orthanc-dicomweb orthanc-python chromium
+SYSTEM_TEST := $(SYSTEM_RUN) dcmtk orthanc orthanc-dicomweb orthanc-python orthanc-webviewer chromium
+# Some bring npm with Node.js, where Debian's package of that name cannot be installed.
+SYSTEM_TEST += $(if $(shell command -v npm 2>/dev/null),,npm)
+# The viewer that the tests look through, as its makers built it.
+OHIF        := 3.13.2
+OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 
 .PHONY: run test check bench demo-checkpoint clean system-run system-test
 
 run: system-run $(STAMP)
 	$(BIN)/lamed-node demo
 
-test: system-test $(STAMP_DEV)
+test: system-test $(STAMP_DEV) $(VENV)/ohif-$(OHIF)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: system-run $(STAMP_DEV)
@@ -68,3 +73,12 @@ $(STAMP_DEV): $(STAMP)
 	@echo "installing what the tests need into $(VENV)"
 	$(BIN)/pip install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev,qa]'
 	@touch $@
+
+$(VENV)/ohif-$(OHIF): | system-test $(VENV)/bin/python
+	@echo "fetching the viewer OHIF $(OHIF) into $(VENV)"
+	@rm -rf $@.part && mkdir $@.part
+	@npm pack --silent --pack-destination $@.part @ohif/app@$(OHIF) >/dev/null
+	@echo "$(OHIF_SHA256)  $@.part/ohif-app-$(OHIF).tgz" | sha256sum --check --quiet
+	@tar -xzf $@.part/ohif-app-$(OHIF).tgz -C $@.part --strip-components 2 --exclude '*.map' package/dist
+	@rm $@.part/ohif-app-$(OHIF).tgz
+	@mv $@.part $@
