@@ -96,7 +96,7 @@ def shown_date(value: object) -> str:
 def shown_time(value: object) -> str:
     """Return a time to the second; what is none stays as it is."""
     text = str(value or "")
-    whole = text.split(".")[0]
+    whole = text.split(".", maxsplit=1)[0]
     is_time = len(whole) == len("HHMMSS") and whole.isdigit()
     return f"{whole[:2]}:{whole[2:4]}:{whole[4:]}" if is_time else foreign.line(text)
 
