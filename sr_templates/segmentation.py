@@ -127,7 +127,8 @@ def _header(
         **modules,
     )
     # Of one slice it does not know the distance to the next.
-    made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = first.get_pixel_measures()
+    (measures,) = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    measures.SpacingBetweenSlices = first.get_pixel_measures()[0].SpacingBetweenSlices
     if encoding == "FRACTIONAL":
         made.SegmentsOverlap = "UNDEFINED"  # each voxel may be more than one thing
     if encoding == "FRACTIONAL":
