@@ -10,14 +10,15 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from . import config as settings
+from . import ledger_commands
+from .command import Command, Outcome, Parser, common, settings_of, verb
 from .config import Config, Destination
 from .errors import BadInput, ConfigError, NodeError, Unavailable
 
@@ -26,22 +27,6 @@ log = logging.getLogger(__name__)
 INTERRUPTED = 130  # 128 + SIGINT, as shells tell it
 OURS = ("dicom_node", "model", "sr_templates")
 KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command has to say: for a program and for a person."""
-
-    data: Any
-    text: str
-    exit_code: int = 0
-
-
-Command = Callable[[argparse.Namespace], Outcome | None]
-
-
-class UsageError(ConfigError):
-    """The command line is not one of ours."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,10 +93,6 @@ class Fields(logging.Formatter):
         return "\n".join([" ".join([line, *told]), *traceback])
 
 
-def _config(arguments: argparse.Namespace) -> Config:
-    return settings.load(arguments.config)
-
-
 def _progress(text: str) -> None:
     sys.stderr.write(f"  {text}\n")
     sys.stderr.flush()
@@ -126,7 +107,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     if arguments.parent is not None:
         serve.child(arguments.only, arguments.parent)
         return
-    config = _config(arguments)
+    config = settings_of(arguments)
     if arguments.only:
         serve.role(arguments.only, config, lambda port: _greet_one(arguments, config, port))
         return
@@ -194,7 +175,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _login_link(arguments: argparse.Namespace) -> Outcome:
     from . import serve
 
-    link = serve.login_link(_config(arguments))
+    link = serve.login_link(settings_of(arguments))
     return Outcome({"link": link}, link)
 
 
@@ -208,6 +189,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         arguments.folder,
         _config_with(arguments),
         protocol=arguments.protocol,
+        shown=arguments.profile,
         out=arguments.out,
         tell=_progress,
     )
@@ -221,6 +203,7 @@ def _ask(arguments: argparse.Namespace) -> Outcome:
         arguments.folder,
         arguments.question,
         _config_with(arguments),
+        shown=arguments.profile,
         out=arguments.out,
         tell=_progress,
     )
@@ -228,14 +211,14 @@ def _ask(arguments: argparse.Namespace) -> Outcome:
 
 
 def _config_with(arguments: argparse.Namespace) -> Config:
-    config = _config(arguments)
+    config = settings_of(arguments)
     return replace(config, checkpoint=str(arguments.checkpoint)) if arguments.checkpoint else config
 
 
 def _send(arguments: argparse.Namespace) -> Outcome:
     from . import scu
 
-    config = _config(arguments)
+    config = settings_of(arguments)
     paths = scu.find_dicom(arguments.folder)
     if not paths:
         raise BadInput(f"no DICOM file in {arguments.folder}")
@@ -285,50 +268,6 @@ def _show_config(arguments: argparse.Namespace) -> Outcome:
     return Outcome([asdict(row) for row in rows], text)
 
 
-def _ledger_verify(arguments: argparse.Namespace) -> Outcome:
-    with _open_ledger(arguments) as ledger:
-        count = ledger.verify(head=arguments.head)
-        seq, digest = ledger.head()
-    return Outcome(
-        {"events": count, "head": f"{seq}:{digest}"},
-        f"{count} events, the chain is whole\nhead {seq}:{digest}"
-        "\nnote the head elsewhere: with --head a cut-off end is found too",
-    )
-
-
-def _ledger_export(arguments: argparse.Namespace) -> None:
-    from . import ledger_export
-
-    with _open_ledger(arguments) as ledger:
-        events = ledger.events(study_uid=arguments.study)
-        arguments.told = True
-        ledger_export.export(events, sys.stdout, as_json=arguments.as_json)
-        sys.stdout.flush()
-
-
-def _ledger_tail(arguments: argparse.Namespace) -> None:
-    from . import ledger_export
-
-    with _open_ledger(arguments) as ledger:
-        arguments.told = True
-        if arguments.once:
-            ledger_export.last(ledger, sys.stdout, as_json=arguments.as_json)
-            return
-        try:
-            ledger_export.follow(ledger, sys.stdout, as_json=arguments.as_json)
-        except KeyboardInterrupt:  # the only way to end it
-            return
-
-
-def _open_ledger(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - Ledger, imported late
-    from .ledger import Ledger
-
-    config = _config(arguments)
-    if not config.ledger_path.exists():
-        raise ConfigError(f"no ledger at {config.ledger_path}; is data_dir right?")
-    return Ledger(config.ledger_path)
-
-
 def _checkpoint_import(arguments: argparse.Namespace) -> Outcome:
     from . import offline
 
@@ -339,96 +278,76 @@ def _checkpoint_import(arguments: argparse.Namespace) -> Outcome:
 # --- the grammar --------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises what argparse would print, so that a program gets its document of this error too."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lamed-node", description="CT and MR studies in, draft SR and SEG out.")
+    parser = Parser(prog="lamed-node", description="CT and MR studies in, draft SR and SEG out.")
     parser.add_argument("--version", action="version", version=version("lamed-node"))
-    _common(parser)
+    common(parser)
     parser.set_defaults(config=None, as_json=False, verbose=False)
     verbs = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     _serving(verbs)
     _reading(verbs)
-    _verb(verbs, "check", _check, "doctor: settings, ports, peers, ledger, model, disk")
-    _verb(verbs, "config", _show_config, "every setting: value, where it came from, help")
-    _remembering(verbs)
+    verb(verbs, "check", _check, "doctor: settings, ports, peers, ledger, model, disk")
+    verb(verbs, "config", _show_config, "every setting: value, where it came from, help")
+    ledger_commands.add(verbs)
+    _importing(verbs)
     return parser
 
 
 def _serving(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
-    serve = _verb(verbs, "serve", _serve, "SCP, worker and QA pages; Ctrl-C drains")
+    serve = verb(verbs, "serve", _serve, "SCP, worker and QA pages; Ctrl-C drains")
     serve.add_argument("--only", choices=("scp", "worker", "qa"), help="one role in this process")
     serve.add_argument("--parent", type=int, help=argparse.SUPPRESS)
 
-    demo = _verb(verbs, "demo", _demo, "the main job once: a sample study there and back")
+    demo = verb(verbs, "demo", _demo, "the main job once: a sample study there and back")
     demo.add_argument("--out", type=Path, default=Path("run"), help="folder for what came back")
     demo.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "lamed-node")
     demo.add_argument("--stay", action=argparse.BooleanOptionalAction, help="keep the node up")
 
-    _verb(verbs, "login-link", _login_link, "a new one-time link to the QA pages")
+    verb(verbs, "login-link", _login_link, "a new one-time link to the QA pages")
 
 
 def _reading(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
-    run = _verb(verbs, "run", _run, "a folder of DICOM in, SR and SEG files and summary.json out")
+    run = verb(verbs, "run", _run, "a folder of DICOM in, SR and SEG files and summary.json out")
     run.add_argument("folder", type=Path, metavar="DIR")
     run.add_argument("--protocol", default="", help="name; default: routing decides")
-    run.add_argument("--checkpoint", type=Path, help="folder of the checkpoint")
+    _add_reader(run)
     run.add_argument("--out", type=Path, required=True, help="folder for what comes of it")
 
-    ask = _verb(verbs, "ask", _ask, "one question to one series")
+    ask = verb(verbs, "ask", _ask, "one question to one series")
     ask.add_argument("folder", type=Path, metavar="DIR")
     ask.add_argument("question")
-    ask.add_argument("--checkpoint", type=Path, help="folder of the checkpoint")
+    _add_reader(ask)
     ask.add_argument("--out", type=Path, help="folder for the answer as SR, and a mask as SEG")
 
-    send = _verb(verbs, "send", _send, "a folder over a real association")
+    send = verb(verbs, "send", _send, "a folder over a real association")
     send.add_argument("folder", type=Path, metavar="DIR")
     send.add_argument("--to", type=_peer, required=True, metavar="AET@HOST:PORT")
 
-    made = _verb(verbs, "sample", _sample, "a synthetic patient of whom all is known, as DICOM")
+    made = verb(verbs, "sample", _sample, "a synthetic patient of whom all is known, as DICOM")
     made.add_argument("--seed", type=int, required=True)
     made.add_argument("--scan", type=Path, metavar="CACHE", help="bent out of a real one kept here")
     made.add_argument("--out", type=Path, required=True, help="folder for the instances")
 
 
-def _remembering(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
-    ledger = verbs.add_parser("ledger", help="the audit log").add_subparsers(
-        required=True, metavar="VERB", title="verbs"
+def _add_reader(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, help="folder of the checkpoint")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="write what a destination of this profile gets; more than once for several",
     )
-    verify = _verb(ledger, "verify", _ledger_verify, "check the hash chain")
-    verify.add_argument("--head", type=_head, help="SEQ:DIGEST noted earlier; must still be there")
-    export = _verb(ledger, "export", _ledger_export, "all events as CSV, or JSON")
-    export.add_argument("--study", help="only this StudyInstanceUID")
-    tail = _verb(ledger, "tail", _ledger_tail, "follow the events")
-    tail.add_argument("--once", action="store_true", help="the last ones, then end")
 
+
+def _importing(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
     checkpoint = verbs.add_parser("checkpoint", help="model checkpoints").add_subparsers(
         required=True, metavar="VERB", title="verbs"
     )
-    importing = _verb(checkpoint, "import", _checkpoint_import, "verify and rewrite a released one")
+    importing = verb(checkpoint, "import", _checkpoint_import, "verify and rewrite a released one")
     importing.add_argument("source", metavar="SRC", help="folder, or id of a model on the hub")
     importing.add_argument("--out", type=Path, required=True)
-
-
-def _verb(verbs: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:  # noqa: ANN401 - as above
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    parser.set_defaults(command=command)
-    _common(parser)
-    return parser
-
-
-def _common(parser: argparse.ArgumentParser) -> None:
-    """Add what every command takes, before its name and after it."""
-    add = partial(parser.add_argument, default=argparse.SUPPRESS)
-    add("--config", type=Path, help="TOML file of settings")
-    add("--json", action="store_true", dest="as_json", help="machine-readable output")
-    add("--verbose", action="store_true", help="log to standard error")
 
 
 def _peer(text: str) -> Destination:
@@ -436,13 +355,6 @@ def _peer(text: str) -> Destination:
         return Destination.parse(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _head(text: str) -> tuple[int, str]:
-    seq, _, digest = text.partition(":")
-    if not (seq.isdigit() and digest):
-        raise argparse.ArgumentTypeError(f"a head is SEQ:DIGEST, not {text!r}")
-    return int(seq), digest
 
 
 if __name__ == "__main__":

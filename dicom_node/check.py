@@ -42,6 +42,7 @@ def run(path: Path | None) -> list[Finding]:
         _ports,
         _ledger,
         _protocols,
+        _profiles,
         _checkpoint,
         _device,
     )
@@ -147,6 +148,14 @@ def _ledger(config: Config) -> Iterator[str]:
 
 def _protocols(config: Config) -> Iterator[str]:
     yield ", ".join(sorted(protocols(config)))
+
+
+def _profiles(config: Config) -> Iterator[str]:
+    from . import profiles
+
+    profiles.known(config)
+    yield from (f"{each} is shown {each.profile}" for each in config.destinations)
+    yield "generic-pacs on the QA pages"
 
 
 def _checkpoint(config: Config) -> Iterator[str]:

@@ -5,7 +5,7 @@ Must not know: who uses a setting.
 
 The file holds the fields of `Config` at its top level and one ``[[destinations]]`` table for each
 peer that gets results. The environment wins over the file: ``LAMED_QUIET_S=5``,
-``LAMED_DESTINATIONS=PACS@10.0.0.5:104,VIEWER@localhost:4242``.
+``LAMED_DESTINATIONS=PACS@10.0.0.5:104,VIEWER@localhost:4242/ohif``.
 
 A variable that is almost a setting (``LAMED_QUITE_S``) is refused: a value that somebody set must
 not be lost to a typing error. One that resembles none is only told in the log, since others name
@@ -18,12 +18,15 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from .destinations import Destination, SiteProfile, check_ae_title, check_host
 from .errors import ConfigError
+
+__all__ = ["Config", "Destination", "Setting", "SiteProfile", "describe", "load"]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,10 @@ SHORTEST_S: Final = 0.05
 LONG_STRING: Final = 64
 LARGEST: Final = 1 << 53  # whole numbers above are no floats, and out of every range
 FOLDERS: Final = ("data_dir", "checkpoint", "protocols")  # here ~ is the home folder
+TABLES: Final[Mapping[str, Callable[[object], object]]] = {
+    "destinations": Destination.read,
+    "profiles": SiteProfile.read,
+}
 WORDS: Final[Mapping[type, str]] = {
     int: "a whole number",
     float: "a number",
@@ -50,35 +57,6 @@ def _setting(default: object, text: str) -> Any:  # noqa: ANN401 - a dataclass f
 def _number(default: float, least: float, most: float, text: str) -> Any:  # noqa: ANN401 - as above
     told = f"{text}, {least:.12g} to {most:.12g}"
     return field(default=default, metadata={"help": told, "range": (least, most)})
-
-
-@dataclass(frozen=True)
-class Destination:
-    """A peer that receives results: AE title, host name or address, port."""
-
-    ae_title: str
-    host: str
-    port: int
-
-    def __post_init__(self) -> None:
-        _check_ae_title("the ae_title of a destination", self.ae_title)
-        _check_host("the host of a destination", self.host)
-        if type(self.port) is not int or not 1 <= self.port <= 65535:  # noqa: PLR2004 - TCP's range
-            raise ConfigError(
-                f"the port of a destination must be a whole number, 1 to 65535, not {self.port!r}"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.ae_title}@{self.host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Destination":
-        """Read ``AET@HOST:PORT``; an IPv6 address may stand in brackets."""
-        # An AE title may hold an @, a host may not.
-        match = re.fullmatch(r"(.+)@(\[[^@\[\]]+\]|[^@\[\]]+):([0-9]{1,5})", text.strip())
-        if match is None:
-            raise ConfigError(f"a destination is AET@HOST:PORT, not {text!r}")
-        return cls(match[1], match[2].strip("[]"), int(match[3]))
 
 
 @dataclass(frozen=True)
@@ -136,17 +114,20 @@ class Config:
         "LaMed Node", "Manufacturer written into results, 1 to 64 characters"
     )
     destinations: tuple[Destination, ...] = _setting(
-        (), "peers that get the results, AET@HOST:PORT"
+        (), "peers that get the results, AET@HOST:PORT or AET@HOST:PORT/PROFILE"
+    )
+    profiles: tuple[SiteProfile, ...] = _setting(
+        (), "further profiles of destinations: [[profiles]] with name, like and what differs"
     )
 
     def __post_init__(self) -> None:
         for each in fields(self):
             _check(each, getattr(self, each.name))
-        _check_ae_title("ae_title", self.ae_title)
+        check_ae_title("ae_title", self.ae_title)
         for title in self.calling_ae_titles:
-            _check_ae_title("calling_ae_titles", title)
+            check_ae_title("calling_ae_titles", title)
         for name in ("dicom_host", "http_host"):
-            _check_host(name, getattr(self, name))
+            check_host(name, getattr(self, name))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
         if self.dtype not in {"auto", "float32", "bfloat16"}:
@@ -270,8 +251,8 @@ def _parsed(setting: Field[Any], text: str) -> object:
 def _typed(setting: Field[Any], value: object) -> object:
     """Bring a value of the file to the type of the setting; another one is refused in `Config`."""
     kind = type(setting.default)
-    if setting.name == "destinations":
-        return tuple(_destination(each) for each in _items(setting.name, value))
+    if setting.name in TABLES:
+        return tuple(TABLES[setting.name](each) for each in _items(setting.name, value))
     if kind is tuple:
         return tuple(_items(setting.name, value))
     if setting.name in FOLDERS and isinstance(value, str):
@@ -291,14 +272,6 @@ def _items(name: str, value: object) -> list[Any]:
     raise ConfigError(f"{name} must be a list, not {value!r}")
 
 
-def _destination(value: object) -> Destination:
-    if isinstance(value, str):
-        return Destination.parse(value)
-    if not isinstance(value, dict) or set(value) != {each.name for each in fields(Destination)}:
-        raise ConfigError(f"a destination has ae_title, host and port, not {value!r}")
-    return Destination(**value)
-
-
 def _shown(value: object) -> str:
     return ", ".join(str(each) for each in value) if isinstance(value, tuple) else str(value)
 
@@ -316,21 +289,6 @@ def _check(setting: Field[Any], value: object) -> None:
             raise ConfigError(
                 f"{setting.name} must be {WORDS[kind]}, {least:.12g} to {most:.12g}, not {value!r}"
             )
-
-
-def _check_ae_title(name: str, title: object) -> None:
-    # PS3.5 6.2: AE is 1-16 characters of the default repertoire without backslash and control;
-    # spaces around it do not count, so none are taken.
-    fits = isinstance(title, str) and re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", title)
-    if not fits or title != str(title).strip():
-        raise ConfigError(
-            f"{name} must be an AE title of 1-16 characters without spaces around, not {title!r}"
-        )
-
-
-def _check_host(name: str, host: object) -> None:
-    if not isinstance(host, str) or not re.fullmatch(r"[^\s@\[\],]+", host):
-        raise ConfigError(f"{name} must be a host name or an address, not {host!r}")
 
 
 def _check_long_string(name: str, text: str) -> None:

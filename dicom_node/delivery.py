@@ -38,14 +38,15 @@ def run(ledger: Ledger, config: Config, stop: threading.Event) -> None:
 
 
 def deliver(ledger: Ledger, config: Config, delivery: Delivery) -> bool:
-    """Send the results of one job to one destination, SEG before the reports that refer to it.
+    """Send to one destination what it gets of a job, SEG before the reports that refer to it.
 
     Returns
     -------
     Whether the peer has stored all of them. If not, the next attempt is planned or, after
     ``delivery_attempts``, the delivery has failed; either stands in the ledger with the reason.
     """
-    paths = [result.path for result in ledger.results(delivery.job_id)]
+    made = ledger.results(delivery.job_id)
+    paths = [each.path for each in made if each.label in (delivery.labels or (each.label,))]
     try:
         scu.send(
             paths,

@@ -147,10 +147,12 @@ class Jobs:
         job_id: str,
         worker: str,
         results: Sequence[Result],
-        destinations: Sequence[str],
+        plan: Mapping[str, Sequence[str]],
         summary: Mapping[str, Any],
     ) -> None:
         """End a job that is done, with what it made and where that is to go: all or nothing.
+
+        `plan` tells by destination the labels of the results that it gets.
 
         Raises
         ------
@@ -159,7 +161,7 @@ class Jobs:
         """
         with self._ledger.transaction() as transaction:
             job = _need(transaction, job_id, worker)
-            transaction.record_results(job, results, destinations, summary)
+            transaction.record_results(job, results, plan, summary)
             _end(transaction, job, State.DONE, "")
 
     def release(self, job_id: str, worker: str, reason: str) -> None:

@@ -76,9 +76,7 @@ class Ledger:
             with _alone(path), self._engine.connect() as connection:
                 connection.execute(text("PRAGMA journal_mode=WAL"))
             with self.transaction() as transaction:
-                tables.METADATA.create_all(transaction.connection)
-                for trigger in tables.TRIGGERS:
-                    transaction.connection.execute(text(trigger))
+                tables.create(transaction.connection)
         except (OSError, DatabaseError) as error:
             reason = error.orig if isinstance(error, DatabaseError) else error
             raise Unavailable(f"cannot open the ledger {path}: {reason}") from error

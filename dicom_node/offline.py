@@ -9,16 +9,18 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import pydicom
 
-from sr_templates import Code, Protocol, Question, Target, TemplateError
+from sr_templates import Code, Profile, Protocol, Question, Target, TemplateError
+from sr_templates import chosen as chosen_labels
 from sr_templates.protocol import LONG_STRING, MAXIMUM_QUESTION
 
-from . import routing, scu, serve
+from . import profiles, routing, scu, serve
 from .config import Config
 from .errors import BadInput, ConfigError, NotDicom, Unavailable
 from .instance import Instance
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 
 SUMMARY = "summary.json"
-WRITTEN = ("seg.dcm", "measurements.dcm", "draft.dcm", "draft.txt", "overlay.png", SUMMARY)
+WRITTEN = ("draft.txt", "overlay.png", SUMMARY)  # besides the objects
 IMAGE_SUFFIXES = {".dcm", ".dicom", ".ima"}
 ASKED = "question"
 FIRST = "1"
@@ -43,8 +45,18 @@ PROCEDURES = {
 }
 
 
-def run(folder: Path, config: Config, *, protocol: str, out: Path, tell: Tell) -> dict[str, Any]:
+def run(
+    folder: Path,
+    config: Config,
+    *,
+    protocol: str,
+    out: Path,
+    tell: Tell,
+    shown: Sequence[str] = (),
+) -> dict[str, Any]:
     """Read the study of a folder and write what comes of it; return the summary.
+
+    `shown` names the profiles whose objects are written: what destinations of them would get.
 
     What an earlier run left in `out` is removed first: no file of one study may lie beside those
     of another.
@@ -54,9 +66,9 @@ def run(folder: Path, config: Config, *, protocol: str, out: Path, tell: Tell) -
     BadInput
         No DICOM file, more than one study, no series that fits, or one that makes no volume.
     ConfigError
-        No protocol has this name.
+        No protocol, or no profile, has this name.
     """
-    protocols = serve.protocols(config)
+    protocols, wanted = serve.protocols(config), profiles.named(config, shown)
     rules = serve.rules(protocols)
     if protocol:
         rules = [each for each in rules if each.protocol == protocol]
@@ -71,12 +83,19 @@ def run(folder: Path, config: Config, *, protocol: str, out: Path, tell: Tell) -
     _tell_choices(route, tell)
     _clear(out)
     chosen = [each for each in instances if each.series_uid == route.series_uid]
-    reading = _interpret(_load(config, tell), chosen, protocols[route.protocol], config, tell)
+    made = partial(_interpret, _load(config, tell), chosen, config=config, shown=wanted, tell=tell)
+    reading = made(protocols[route.protocol])
     return _save(reading, route, out, tell)
 
 
 def ask(
-    folder: Path, question: str, config: Config, *, out: Path | None, tell: Tell
+    folder: Path,
+    question: str,
+    config: Config,
+    *,
+    out: Path | None,
+    tell: Tell,
+    shown: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Ask one question about one series of a folder; which one, is decided as for a protocol.
 
@@ -84,26 +103,28 @@ def ask(
     ----------
     out
         Where the objects go; None writes nothing.
+    shown
+        As for `run`.
 
     Raises
     ------
     BadInput
         The question cannot be asked, or no series can be read.
     """
-    asked = _checked(question)
+    asked, wanted = _checked(question), profiles.named(config, shown)
     instances = _instances(folder)
     route, lender = _route_question(instances, serve.protocols(config))
     _tell_choices(route, tell)
     if out is not None:
         _clear(out)
     chosen = [each for each in instances if each.series_uid == route.series_uid]
-    lamed = _load(config, tell)
+    made = partial(_interpret, _load(config, tell), chosen, config=config, shown=wanted, tell=tell)
     words = replace(lender, name=ASKED, questions=(Question(FIRST, "Question", asked),))
-    reading = _interpret(lamed, chosen, words, config, tell)
+    reading = made(words)
     if reading.answers[0].masks:
         # Only the answer tells whether there is something to outline: then it is read as that.
         outline = Question(FIRST, "Question", asked, target=_target(asked))
-        reading = _interpret(lamed, chosen, replace(words, questions=(outline,)), config, tell)
+        reading = made(replace(words, questions=(outline,)))
     from . import results
 
     summary = _save(reading, route, out, tell) if out else results.summarize(reading, Path())
@@ -282,25 +303,37 @@ def _load(config: Config, tell: Tell) -> "LaMed":
 
 
 def _interpret(
-    lamed: "LaMed", chosen: Sequence[Instance], protocol: Protocol, config: Config, tell: Tell
+    lamed: "LaMed",
+    chosen: Sequence[Instance],
+    protocol: Protocol,
+    *,
+    config: Config,
+    shown: Sequence[Profile],
+    tell: Tell,
 ) -> "Reading":
+    """Read one series; what comes of it holds only what destinations of these profiles get."""
     from model import ModelError
 
     from . import worker
 
     instances = sorted(chosen, key=lambda each: each.sop_uid)
     try:
-        return worker.interpret(
+        reading = worker.interpret(
             [each.path for each in instances],
             protocol,
             lamed,
             job_id=_job_id([each.sha256 for each in instances], protocol, lamed.card, config),
             created_at=datetime.now(UTC),
             manufacturer=config.manufacturer,
+            shown=shown,
             tell=tell,
         )
     except (ModelError, TemplateError) as error:
         raise BadInput(str(error)) from error
+    wanted = {label for each in shown for label in chosen_labels(each, reading.objects)}
+    return replace(
+        reading, objects={key: each for key, each in reading.objects.items() if key in wanted}
+    )
 
 
 def _job_id(digests: Sequence[str], protocol: Protocol, card: "Card", config: Config) -> str:
@@ -314,11 +347,14 @@ def _job_id(digests: Sequence[str], protocol: Protocol, card: "Card", config: Co
 
 def _clear(out: Path) -> None:
     """Make the folder; remove what an earlier run left; what is not surely ours stays."""
+    from . import results
+
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise BadInput(f"{out} can be no folder: a file is in its way") from error
-    found = [out / name for name in WRITTEN if (out / name).exists()]
+    objects = sorted(f"{label}.dcm" for label in results.labels(out))
+    found = [out / name for name in (*objects, *WRITTEN) if (out / name).exists()]
     if found and not _is_ours(out / SUMMARY):
         raise BadInput(f"{found[0]} is not of an earlier run; give another folder with --out")
     for path in found:  # the summary last: until then the rest is known to be ours

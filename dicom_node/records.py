@@ -62,7 +62,7 @@ class Result:
     """One object that a job made."""
 
     job_id: str
-    label: str  # seg | measurements | draft
+    label: str  # seg, measurements, draft, measurements.ohif, ...
     sop_class_uid: str
     sop_uid: str
     series_uid: str
@@ -77,11 +77,12 @@ class Delivery:
     id: int
     job_id: str
     study_uid: str
-    destination: str  # AET@HOST:PORT
+    destination: str  # AET@HOST:PORT, or AET@HOST:PORT/PROFILE
     state: str  # pending -> sent | failed
     attempts: int
     next_at: datetime
     detail: str
+    labels: tuple[str, ...]  # of the results that go there; none: all, as earlier versions sent
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,9 @@ def to_instance(row: Row[Any]) -> Instance:
 def to_delivery(row: Row[Any]) -> Delivery:
     """Read a row of the deliveries table."""
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
-    return Delivery(**values | {"next_at": datetime.fromisoformat(values["next_at"])})
+    values["next_at"] = datetime.fromisoformat(values["next_at"])
+    values["labels"] = tuple(json.loads(values["labels"]))
+    return Delivery(**values)
 
 
 def to_event(row: Row[Any]) -> Event:

@@ -1,12 +1,14 @@
 """What a reading leaves on the disk: the objects, the draft as text, the picture, the summary.
 
-One folder for each job: ``seg.dcm``, ``measurements.dcm``, ``draft.dcm``, ``draft.txt``,
-``overlay.png``, ``summary.json``. A repeated job writes the same names again.
+One folder for each job: ``LABEL.dcm`` of each object, as ``seg.dcm``, ``measurements.dcm``,
+``draft.dcm``; ``draft.txt``, ``overlay.png``, ``summary.json``. A repeated job writes the same
+names again.
 """
 
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-import sr_templates
+from sr_templates.profile import EXTRAS
 
 from . import overlay
 from .ledger import Result
@@ -24,7 +26,9 @@ from .ledger import Result
 if TYPE_CHECKING:
     from .worker import Reading
 
-LABELS = frozenset({"seg", "measurements", "draft"})
+
+KINDS = ("seg", "measurements", "draft", *EXTRAS)
+LABEL = re.compile(rf"({'|'.join(KINDS)})(\.[a-z0-9-]+)*")
 
 
 def save(reading: "Reading", folder: Path) -> dict[str, Any]:
@@ -38,17 +42,21 @@ def save(reading: "Reading", folder: Path) -> dict[str, Any]:
     for label, instance in reading.objects.items():
         write = partial(instance.save_as, enforce_file_format=True)
         _write(folder / f"{label}.dcm", write)
-    for label in LABELS.difference(reading.objects):
+    for label in labels(folder).difference(reading.objects):
         (folder / f"{label}.dcm").unlink(missing_ok=True)
-    draft = sr_templates.as_text(reading.objects["draft"])
     drawn, summary = picture(reading), summarize(reading, folder)
     told = json.dumps(summary, ensure_ascii=False, indent=2) + "\n"
-    _write(folder / "draft.txt", lambda path: path.write_text(draft, encoding="utf-8"))
+    _write(folder / "draft.txt", lambda path: path.write_text(reading.text, encoding="utf-8"))
     _write(folder / "overlay.png", lambda path: drawn.save(path, format="PNG"))
     _write(folder / "summary.json", lambda path: path.write_text(told, encoding="utf-8"))
     for each in (folder, folder.parent):
         _sync(each)
     return summary
+
+
+def labels(folder: Path) -> set[str]:
+    """Tell of which labels there are files; other DICOM files that lie there are not ours."""
+    return {each.stem for each in folder.glob("*.dcm") if LABEL.fullmatch(each.stem)}
 
 
 def rows(reading: "Reading", folder: Path, job_id: str) -> list[Result]:

@@ -67,8 +67,11 @@ def running(
     NodeError
         A setting cannot be used, a port is taken, or another node serves the data folder.
     """
+    from . import profiles
+
     with Supervisor(config, tell) as supervisor:
         protocols(config)
+        profiles.known(config)
         api_token(config)
         checkpoint_digest(config)
         supervisor.start(stop)
@@ -113,11 +116,13 @@ def child(name: str, parent: int) -> None:
 
 
 def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) -> None:
+    from . import profiles
     from .intake import Intake
     from .jobs import Jobs
     from .scp import Scp
     from .spool import Spool
 
+    profiles.known(config)
     spool = Spool(config.spool_dir, ledger, minimum_free_mb=config.minimum_free_mb)
     spool.recover()
     intake = Intake(

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .config import Config, Destination
+from .config import Config, Destination, SiteProfile
 from .errors import BadInput, ConfigError, NodeError, Unavailable
 from .ledger import Ledger
 
@@ -204,6 +204,9 @@ def settings_from(parent: bytes) -> Config:
             "data_dir": Path(values["data_dir"]),
             "calling_ae_titles": tuple(values["calling_ae_titles"]),
             "destinations": tuple(Destination(**each) for each in values["destinations"]),
+            "profiles": tuple(
+                SiteProfile.read(each | dict(each.pop("changed"))) for each in values["profiles"]
+            ),
         }
     )
 

@@ -1,12 +1,14 @@
 """The tables of the ledger and the triggers that keep its events append-only.
 
 Knows SQLAlchemy's schema language. Times are UTC, ISO 8601 text with microseconds, so that they
-sort as text and read the same in any tool.
+sort as text and read the same in any tool. `create` also brings a ledger of an earlier version to
+the tables of this one: a column that it lacks has a default for the rows that are there.
 """
 
 from sqlalchemy import (
     Boolean,
     Column,
+    Connection,
     ForeignKey,
     Index,
     Integer,
@@ -14,7 +16,10 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    inspect,
+    text,
 )
+from sqlalchemy.schema import CreateColumn
 
 METADATA = MetaData()
 
@@ -102,6 +107,7 @@ deliveries = Table(
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_at", String, nullable=False),
     Column("detail", String, nullable=False, default=""),
+    Column("labels", String, nullable=False, server_default="[]"),  # JSON: what it gets
     UniqueConstraint("job_id", "destination"),
     Index("deliveries_by_state", "state", "next_at"),
 )
@@ -140,3 +146,16 @@ TRIGGERS = tuple(
     " BEGIN SELECT RAISE(ABORT, 'events are append-only'); END"
     for name, what in _REFUSED.items()
 )
+
+
+def create(connection: Connection) -> None:
+    """Make what is not there: tables, columns and triggers."""
+    METADATA.create_all(connection)
+    for table in METADATA.sorted_tables:
+        there = {each["name"] for each in inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                told = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {told}"))
+    for trigger in TRIGGERS:
+        connection.execute(text(trigger))

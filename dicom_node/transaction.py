@@ -3,6 +3,7 @@
 Knows the tables and which state may follow which. Nothing here commits: `Ledger.transaction` does.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -182,18 +183,20 @@ class Transaction:
         self,
         job: Job,
         results: Sequence[Result],
-        destinations: Sequence[str],
+        plan: Mapping[str, Sequence[str]],
         summary: Mapping[str, Any],
     ) -> None:
-        """Remember what a job made and where it is to go."""
+        """Remember what a job made and, by destination, the labels of what goes there."""
         for position, result in enumerate(results):
             row = vars(result) | {"path": str(result.path), "position": position}
             self.connection.execute(tables.results.insert().values(**row))
         about = {"study_uid": job.study_uid, "job_id": job.id}
-        for destination in destinations:
-            planned = about | {"destination": destination, "state": "pending"}
+        for destination, labels in plan.items():
+            planned = about | {"destination": destination, "labels": json.dumps(list(labels))}
             self.connection.execute(
-                tables.deliveries.insert().values(**planned, next_at=to_text(self.now))
+                tables.deliveries.insert().values(
+                    **planned, state="pending", next_at=to_text(self.now)
+                )
             )
         told = update(tables.jobs).where(tables.jobs.c.id == job.id)
         self.connection.execute(told.values(summary=canonical(summary)))
@@ -201,10 +204,10 @@ class Transaction:
             "job.results",
             **about,
             results={each.label: each.sop_uid for each in results},
-            destinations=list(destinations),
+            destinations=list(plan),
             model=summary.get("model"),
         )
-        self.advance_for(job.id, ("processing",), "delivering" if destinations else "done")
+        self.advance_for(job.id, ("processing",), "delivering" if plan else "done")
 
     def restart_deliveries(self, job_id: str) -> None:
         """Begin again to send what was given up."""

@@ -60,6 +60,9 @@ REQUIRED: Final = (
 )
 """Without these nothing can be read; the other attributes have their own reasons."""
 
+NAMED: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
+"""What the results refer to; only the last two have their own reasons to be missing."""
+
 Values = NDArray[np.float32]
 Mask = NDArray[np.bool_] | NDArray[np.uint8]
 
@@ -113,7 +116,7 @@ def load(instances: Sequence[Path | Dataset]) -> SourceVolume:
     UnusableSeries
         With one of the reasons in `geometry` and `pixels`, or: two-series, unsupported-class,
         not-an-image, localizer, colour, inverted-grey, duplicate-position, several-stacks,
-        no-geometry, no-rescale.
+        illegal-uid, no-geometry, no-rescale.
     """
     opened = _once([open_instance(each) for each in instances])
     _check_series(opened)
@@ -194,6 +197,15 @@ def _check_series(opened: Sequence[Instance]) -> None:
 def _check_image(instance: Instance) -> None:
     """Refuse what is no plain grey slice of the patient."""
     header = instance.header
+    for keyword in NAMED:
+        # PS3.5 9.1. Mended, a reference would lead nowhere; as it is, the results would be invalid.
+        value = str(header.get(keyword) or "")
+        if not UID(value).is_valid and (value or keyword in NAMED[:2]):
+            raise UnusableSeries(
+                "illegal-uid",
+                f"{keyword} must be up to 64 digits and dots, without leading zeros, "
+                f"not {value!r} in {instance.uid}",
+            )
     for keyword in REQUIRED:
         if header.get(keyword) in (None, ""):
             raise UnusableSeries("not-an-image", f"{keyword} is missing in {instance.uid}")

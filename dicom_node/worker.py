@@ -16,15 +16,16 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
 import model
 import sr_templates
-from sr_templates import Algorithm, Finding, Protocol
+from sr_templates import GENERIC, Algorithm, Finding, Predecessor, Profile, Protocol
 
-from . import results, volume
+from . import profiles, results, volume
 from .config import Config
 from .errors import BadInput, Mismatch, Unavailable
 from .jobs import Job, Jobs, State
@@ -49,7 +50,8 @@ class Reading:
     answers: tuple[model.Answer, ...]
     findings: tuple[Finding, ...]  # one for each answer; masks on the source grid
     masks: Mapping[str, NDArray[np.bool_]]  # by question, on the canonical grid
-    objects: Mapping[str, Dataset]  # by label: seg, measurements, draft
+    objects: Mapping[str, Dataset]  # by label: seg, measurements, draft, measurements.ohif, ...
+    text: str  # the draft that all destinations can show
     timings_s: Mapping[str, float]
 
 
@@ -61,6 +63,8 @@ def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
     job_id: str,
     created_at: datetime,
     manufacturer: str,
+    shown: Sequence[Profile] = (GENERIC,),
+    predecessors: Mapping[str, Predecessor] | None = None,
     tell: Tell = lambda _: None,
 ) -> Reading:
     """Read one series: volume, answers, masks on the source grid, DICOM objects.
@@ -71,6 +75,10 @@ def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
         Every instance of the series, in any order.
     job_id, created_at
         The UIDs and the dates of the results follow from them, so that a repeat makes no twins.
+    shown
+        What the destinations can show; what all of them can, is made besides.
+    predecessors
+        The objects of an earlier job that these replace, by label.
 
     Raises
     ------
@@ -96,8 +104,13 @@ def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
             job_id=job_id,
             image=source.image,
             created_at=created_at,
+            profiles=profiles.once(shown),
+            predecessors=predecessors,
         )
-    return Reading(protocol, source, lamed.card, tuple(answers), findings, masks, objects, timings)
+    text = sr_templates.as_text(objects["draft"])
+    return Reading(
+        protocol, source, lamed.card, tuple(answers), findings, masks, objects, text, timings
+    )
 
 
 class Worker:
@@ -121,6 +134,7 @@ class Worker:
     ) -> None:
         self._ledger, self._jobs, self._lamed = ledger, jobs, lamed
         self._protocols, self._config, self._name = protocols, config, name
+        self._profiles = profiles.known(config)
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; a job that is under way is finished first."""
@@ -176,13 +190,21 @@ class Worker:
             job_id=job.id,
             created_at=job.created_at,
             manufacturer=self._config.manufacturer,
+            shown=profiles.of(self._config),
             tell=lambda text: log.info("job.step", extra={"job": job.id, "step": text}),
         )
         folder = (self._config.results_dir / job.id).absolute()
         summary = results.save(reading, folder)
-        destinations = [str(each) for each in self._config.destinations]
         rows = results.rows(reading, folder, job.id)
-        return partial(self._jobs.complete, job.id, self._name, rows, destinations, summary)
+        plan = self._plan([each.label for each in rows])
+        return partial(self._jobs.complete, job.id, self._name, rows, plan, summary)
+
+    def _plan(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Say which of the objects each destination gets."""
+        return {
+            str(each): sr_templates.chosen(self._profiles[each.profile], labels)
+            for each in self._config.destinations
+        }
 
     def _paths(self, job: Job) -> list[Path]:
         wanted = set(job.sop_uids)
@@ -259,9 +281,17 @@ def _findings(
             answer.text,
             mask=source.on_source(masks[question.id]) if question.id in masks else None,
             confidence=answer.confidence,
+            probability=partial(_probability, answer, source) if question.id in masks else None,
         )
         for question, answer in zip(protocol.questions, answers, strict=True)
     )
+
+
+def _probability(answer: model.Answer, source: SourceVolume) -> hd.Volume:
+    """Restore what a mask was cut from: float32 0 to 1 on the source grid, above 0.5 inside."""
+    logits = np.maximum.reduce([each.restore() for each in answer.masks])
+    # One over one plus e to the minus x, and no overflow where x is far below zero.
+    return source.on_source(0.5 * (1.0 + np.tanh(0.5 * logits)).astype(np.float32))
 
 
 def _algorithm(lamed: model.LaMed, manufacturer: str) -> Algorithm:

@@ -124,7 +124,7 @@ class Answering(Node):
             Result(job.id, label, ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID, path, "")
             for (label, ds), path in zip(made.items(), paths, strict=True)
         ]
-        self.jobs.complete(job.id, WORKER, results, [to], {})
+        self.jobs.complete(job.id, WORKER, results, {to: list(made)}, {})
         assert self.deliver(), "the results were not taken"
         return made
 

@@ -16,7 +16,8 @@ from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
 from dicom_node.supervisor import announce, withdraw
 
-LOOKS = ["settings", "names", "disk", "ports", "ledger", "protocols", "checkpoint", "device"]
+LOOKS = ["settings", "names", "disk", "ports", "ledger", "protocols", "profiles"]
+LOOKS += ["checkpoint", "device"]
 Look = Callable[..., dict[str, Finding]]
 
 

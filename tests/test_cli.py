@@ -38,7 +38,7 @@ def nowhere() -> str:
         (["run"], 2, "required: DIR, --out"),
         (["serve", "--only", "kitchen"], 2, "invalid choice: 'kitchen'"),
         (["config", "--config", "nowhere.toml"], 2, "nowhere.toml: No such file"),
-        (["send", ".", "--to", "PACS"], 2, "AET@HOST:PORT, not 'PACS'"),
+        (["send", ".", "--to", "PACS"], 2, "AET@HOST:PORT/PROFILE, not 'PACS'"),
         (["ledger", "verify"], 2, "no ledger at"),
         (["ledger", "verify", "--head", "7"], 2, "SEQ:DIGEST, not '7'"),
         (["send", "nowhere", "--to", "PACS@127.0.0.1:104"], 3, "no such file or folder: nowhere"),

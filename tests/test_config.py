@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as settings_of
-from hypothesis import strategies as st
 
 from dicom_node import config as settings
 from dicom_node.config import Config, Destination
@@ -32,6 +29,7 @@ SECONDS = sorted(each for each in NUMBERS if each.endswith("_s"))
 COUNTS = sorted(set(NUMBERS) - set(SECONDS))
 TEXTS = ("ae_title", "dicom_host", "http_host", "checkpoint", "device", "dtype", "protocols")
 TEXTS += ("fallback_protocol", "manufacturer")
+TABLED = ("destinations", "profiles")
 PACS, VIEWER = Destination("PACS", "10.0.0.5", 104), Destination("VIEWER", "localhost", 4242)
 
 
@@ -48,7 +46,7 @@ def test_every_setting_has_a_default_and_a_help_that_names_its_range() -> None:
     assert settings.load(environ={}) == Config()
     rows = {each.name: each for each in settings.describe(environ={})}
     assert list(rows) == [each.name for each in fields(Config)]
-    assert set(rows) == {*NUMBERS, *TEXTS, "data_dir", "calling_ae_titles", "destinations"}
+    assert set(rows) == {*NUMBERS, *TEXTS, "data_dir", "calling_ae_titles", *TABLED}
     for row in rows.values():
         assert (row.value, row.origin) == (row.default, "default")
         assert len(row.help.split()) > 3
@@ -232,9 +230,6 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
         settings.load(tmp_path, {})
 
 
-# --- destinations -------------------------------------------------------------------------------
-
-
 TABLES = """
 [[destinations]]
 ae_title = "PACS"
@@ -245,72 +240,6 @@ ae_title = "VIEWER"
 host = "localhost"
 port = 4242
 """
-
-
-def test_destinations_are_the_same_as_tables_as_texts_and_as_a_variable(tmp_path: Path) -> None:
-    text = "PACS@10.0.0.5:104, VIEWER@localhost:4242,"
-    assert load(TABLES, tmp_path).destinations == (PACS, VIEWER)
-    listed = 'destinations = ["PACS@10.0.0.5:104", "VIEWER@localhost:4242"]'
-    assert load(listed, tmp_path).destinations == (PACS, VIEWER)
-    assert load(f'destinations = "{text}"', tmp_path).destinations == (PACS, VIEWER)
-    assert settings.load(environ={"LAMED_DESTINATIONS": text}).destinations == (PACS, VIEWER)
-    assert settings.load(environ={"LAMED_DESTINATIONS": ""}).destinations == ()
-
-
-@pytest.mark.parametrize(
-    "text", ["PACS", "PACS@host", "@host:104", "PACS@:104", "PACS@host:", "PACS@host:x", "A@b:-1"]
-)
-def test_what_is_no_destination_is_quoted(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"AET@HOST:PORT, not '{text}'"):
-        Destination.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("table", "told"),
-    [
-        ('ae_title = "PACS"\nhost = "h"', "has ae_title, host and port"),
-        ('ae_title = "PACS"\nhost = "h"\nport = 104\ntls = true', "has ae_title, host and port"),
-        ('ae_title = "PACS"\nhost = "h"\nport = "104"', "whole number, 1 to 65535, not '104'"),
-        ('ae_title = "PACS"\nhost = "h"\nport = 104.5', "whole number, 1 to 65535, not 104.5"),
-        ('ae_title = "PACS"\nhost = "h"\nport = true', "whole number, 1 to 65535, not True"),
-        ('ae_title = "PACS"\nhost = "h"\nport = 0', "1 to 65535, not 0"),
-        ('ae_title = "PACS"\nhost = "h"\nport = 65536', "1 to 65535, not 65536"),
-        ('ae_title = "PACS"\nhost = ""\nport = 104', "host name or an address"),
-        ('ae_title = "PACS"\nhost = 10\nport = 104', "host name or an address, not 10"),
-        ('ae_title = 5\nhost = "h"\nport = 104', "AE title of 1-16 characters"),
-    ],
-)
-def test_a_destination_that_could_never_be_reached_is_refused_at_once(
-    table: str, told: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=told):
-        load(f"[[destinations]]\n{table}", tmp_path)
-
-
-def test_one_table_where_a_list_is_expected_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"destinations must be a list, not {'ae_title'"):
-        load('[destinations]\nae_title = "PACS"\nhost = "h"\nport = 104', tmp_path)
-    with pytest.raises(ConfigError, match="calling_ae_titles must be a list, not 5"):
-        load("calling_ae_titles = 5", tmp_path)
-    with pytest.raises(ConfigError, match=r"calling_ae_titles must be an AE title .*not 5"):
-        load("calling_ae_titles = [5]", tmp_path)
-
-
-@settings_of(deadline=None)  # a busy machine is no slow function
-@given(
-    st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="\\"),
-            min_size=1, max_size=16).filter(lambda each: each == each.strip()),
-    st.sampled_from(["localhost", "10.0.0.5", "::1", "fe80::1%eth0", "pacs.hospital.example"]),
-    st.integers(1, 65535),
-)  # fmt: skip
-def test_a_destination_reads_back_as_it_is_written(title: str, host: str, port: int) -> None:
-    destination = Destination(title, host, port)
-    assert Destination.parse(str(destination)) == destination
-
-
-def test_an_ipv6_address_may_stand_in_brackets() -> None:
-    assert Destination.parse("PACS@[::1]:104") == Destination("PACS", "::1", 104)
-
 
 # --- the environment ----------------------------------------------------------------------------
 
@@ -330,7 +259,7 @@ def test_the_environment_wins_over_the_file_and_each_origin_is_told(tmp_path: Pa
     assert rows["http_port"] == ("8181", "default")
 
 
-@pytest.mark.parametrize("name", [each.name for each in fields(Config)])
+@pytest.mark.parametrize("name", [each.name for each in fields(Config) if each.name != "profiles"])
 def test_every_setting_can_come_from_the_environment(name: str) -> None:
     values: dict[str, tuple[str, Any]] = {
         "data_dir": ("/d", Path("/d")),

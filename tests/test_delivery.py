@@ -1,6 +1,6 @@
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -82,7 +82,11 @@ def finish(ledger: Ledger, made: list[Path]) -> Callable[..., str]:
     """Let a job be done, its results on their way to destinations; return its key."""
     done: list[str] = []
 
-    def finished(*destinations: Destination | str, paths: Sequence[Path] = ()) -> str:
+    def finished(
+        *destinations: Destination | str,
+        paths: Sequence[Path] = (),
+        plan: Mapping[str, Sequence[str]] | None = None,
+    ) -> str:
         number = len(done) + 1
         ledger.record_instance(
             Instance(
@@ -105,7 +109,8 @@ def finish(ledger: Ledger, made: list[Path]) -> Callable[..., str]:
             Result(job.id, label, "1", f"2.{number}.{label}", "1", path, "")
             for label, path in zip(CLASSES, paths or made, strict=True)
         ]
-        jobs.complete(job.id, "worker", results, [str(each) for each in destinations], {})
+        plan = plan or {str(each): CLASSES for each in destinations}
+        jobs.complete(job.id, "worker", results, plan, {})
         done.append(job.id)
         return job.id
 
@@ -337,4 +342,18 @@ def test_an_address_that_no_setting_would_take_ends_in_failed_and_stops_no_other
         with running(ledger, config):
             until(lambda: events(ledger, "delivery.sent") and events(ledger, "delivery.failed"))
     assert study_of(ledger, job_id)[0] == "failed"
-    assert "a destination is AET@HOST:PORT, not 'nowhere'" in study_of(ledger, job_id)[1]
+    assert "AET@HOST:PORT/PROFILE, not 'nowhere'" in study_of(ledger, job_id)[1]
+
+
+# --- to whom what -------------------------------------------------------------------------------
+
+
+def test_each_destination_gets_what_it_can_show(
+    ledger: Ledger, config: Config, finish: Callable[..., str], made: list[Path], tmp_path: Path
+) -> None:
+    with pacs(tmp_path) as peer:
+        words = replace(peer.address, profile="legacy-pacs")
+        job_id = finish(words, plan={str(words): ["draft"]})
+        assert delivery.deliver(ledger, config, only(ledger, job_id))
+        assert peer.stored() == [str(dcmread(made[2]).SOPInstanceUID)]
+    assert only(ledger, job_id).detail == "1 instances stored"

@@ -38,7 +38,7 @@ def kinds(ledger: Ledger) -> list[str]:
 
 def finish(jobs: Jobs, job: Job) -> None:
     assert jobs.claim("w", 60).id == job.id
-    jobs.complete(job.id, "w", [], [], {})
+    jobs.complete(job.id, "w", [], {}, {})
 
 
 def test_a_job_goes_from_the_queue_to_its_end(ledger: Ledger, jobs: Jobs) -> None:
@@ -191,7 +191,7 @@ def test_a_rejected_study_has_a_job_that_says_why(ledger: Ledger, jobs: Jobs) ->
 def test_a_reopened_study_with_nothing_new_is_done_again(ledger: Ledger, jobs: Jobs) -> None:
     job = enqueue(jobs)
     jobs.claim("w", 60)
-    jobs.complete(job.id, "w", [], [], {})
+    jobs.complete(job.id, "w", [], {}, {})
     ledger.record_instance(instance(2))
     assert enqueue(jobs).id == job.id
     assert ledger.study(STUDY).state == "done"
@@ -201,7 +201,7 @@ def test_images_that_come_while_a_job_runs_keep_the_study_open(ledger: Ledger, j
     job = enqueue(jobs)
     jobs.claim("w", 60)
     ledger.record_instance(instance(2))
-    jobs.complete(job.id, "w", [], [], {})
+    jobs.complete(job.id, "w", [], {}, {})
     assert ledger.study(STUDY).state == "receiving"
 
 
@@ -272,7 +272,7 @@ def test_a_delivery_that_was_given_up_begins_again_when_somebody_asks(
 ) -> None:
     job = enqueue(jobs)
     jobs.claim("w", 60)
-    jobs.complete(job.id, "w", [], ["A@host:1", "B@host:1"], {})
+    jobs.complete(job.id, "w", [], {"A@host:1": [], "B@host:1": []}, {})
     sent, given_up = ledger.due_deliveries()
     ledger.record_delivery(sent.id, "sent")
     ledger.record_delivery(given_up.id, "failed", detail="refused")
@@ -295,10 +295,10 @@ def test_a_job_ends_with_its_results_or_not_at_all(ledger: Ledger, jobs: Jobs) -
     jobs.claim("w", 60)
     made, before = replace(RESULT, job_id=job.id), ledger.head()
     with pytest.raises(IntegrityError):  # two objects of one UID
-        jobs.complete(job.id, "w", [made, made], ["A@host:1"], {})
+        jobs.complete(job.id, "w", [made, made], {"A@host:1": []}, {})
     assert (jobs.get(job.id).state, ledger.study(STUDY).state) == (State.RUNNING, "processing")
     assert (ledger.results(job.id), ledger.deliveries(job.id), ledger.head()) == ([], [], before)
-    jobs.complete(job.id, "w", [made], ["A@host:1"], {"model": {"name": "tiny"}})
+    jobs.complete(job.id, "w", [made], {"A@host:1": [made.label]}, {"model": {"name": "tiny"}})
     assert (jobs.get(job.id).state, ledger.study(STUDY).state) == (State.DONE, "delivering")
     assert ledger.results(job.id) == [made]
     assert kinds(ledger)[-3:] == ["job.results", "study.state", "job.done"]
@@ -310,9 +310,9 @@ def test_who_holds_a_job_no_more_records_nothing_of_it(ledger: Ledger, jobs: Job
     assert jobs.claim("w", 60).id == job.id
     made = replace(RESULT, job_id=job.id)
     with pytest.raises(Mismatch, match="not held by slow"):
-        jobs.complete(job.id, "slow", [made], [], {})
+        jobs.complete(job.id, "slow", [made], {}, {})
     assert ledger.results(job.id) == []
-    jobs.complete(job.id, "w", [made], [], {})
+    jobs.complete(job.id, "w", [made], {}, {})
     with pytest.raises(Mismatch):
-        jobs.complete(job.id, "w", [made], [], {})
+        jobs.complete(job.id, "w", [made], {}, {})
     assert (ledger.results(job.id), kinds(ledger).count("job.results")) == ([made], 1)

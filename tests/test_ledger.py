@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -53,7 +54,9 @@ def job_with_results(ledger: Ledger, *peers: str) -> str:
     job = jobs.enqueue(STUDY, "ct_chest", [instance().sop_uid], model_digest="m", series=[])
     assert jobs.claim("w", 60)
     result = Result(job.id, "seg", "1.2", "9.9", "9.8", Path("/results/seg.dcm"), "1" * 64)
-    jobs.complete(job.id, "w", [result], peers, {"model": {"name": "tiny"}})
+    jobs.complete(
+        job.id, "w", [result], dict.fromkeys(peers, ("seg",)), {"model": {"name": "tiny"}}
+    )
     return job.id
 
 
@@ -359,3 +362,16 @@ def test_a_ledger_that_cannot_be_read_is_unavailable(ledger: Ledger, table: str)
     for read in reads[table]:
         with pytest.raises(Unavailable, match=f"cannot be used: no such table: {table}"):
             read()
+
+
+def test_a_ledger_of_an_earlier_version_gets_the_columns_that_it_lacks(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        job_id = job_with_results(ledger, "A@host:1")
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
+        database.execute("ALTER TABLE deliveries DROP COLUMN labels")
+        database.commit()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        (found,) = ledger.deliveries(job_id)
+        assert (found.destination, found.labels) == ("A@host:1", ())
+        ledger.record_delivery(found.id, "sent")
+        assert ledger.deliveries(job_id)[0].state == "sent"

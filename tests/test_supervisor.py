@@ -12,7 +12,7 @@ import pytest
 
 import model
 from dicom_node import serve, supervisor
-from dicom_node.config import Config, Destination
+from dicom_node.config import Config, Destination, SiteProfile
 from dicom_node.errors import BadInput, ConfigError, NodeError, Unavailable
 from dicom_node.supervisor import (
     Supervisor,
@@ -29,7 +29,8 @@ def test_a_role_gets_the_settings_as_they_are() -> None:
         ae_title="A,B",  # what neither a variable nor a list of them could carry
         data_dir=Path("some where"),
         calling_ae_titles=("CT,1", "ÄRGER".encode("ascii", "replace").decode()),
-        destinations=(Destination("P@CS", "::1", 104), Destination("A,B", "host", 4242)),
+        destinations=(Destination("P@CS", "::1", 104), Destination("A,B", "host", 4242, "mine")),
+        profiles=(SiteProfile("mine", "ohif", (("extras", ("pdf",)), ("maximum_frames", 9))),),
         quiet_s=0.1,
         manufacturer='Ünlü "quoted"',
     )

@@ -355,7 +355,7 @@ def test_a_mask_comes_back_on_the_very_pixels_that_it_was_drawn_on(
 class Planted:
     """A mask that has been restored already."""
 
-    def __init__(self, *voxels: float) -> None:
+    def __init__(self, *voxels: Any) -> None:
         self.logits = np.array(voxels, np.float32)
 
     def restore(self) -> np.ndarray[Any, Any]:

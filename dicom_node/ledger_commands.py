@@ -1,0 +1,72 @@
+"""The commands about what the ledger remembers."""
+
+import argparse
+import sys
+from typing import Any
+
+from .command import Outcome, settings_of, verb
+from .errors import ConfigError
+
+
+def add(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    """Add the commands to those of `lamed-node`."""
+    ledger = verbs.add_parser("ledger", help="the audit log").add_subparsers(
+        required=True, metavar="VERB", title="verbs"
+    )
+    verify = verb(ledger, "verify", _ledger_verify, "check the hash chain")
+    verify.add_argument("--head", type=_head, help="SEQ:DIGEST noted earlier; must still be there")
+    export = verb(ledger, "export", _ledger_export, "all events as CSV, or JSON")
+    export.add_argument("--study", help="only this StudyInstanceUID")
+    tail = verb(ledger, "tail", _ledger_tail, "follow the events")
+    tail.add_argument("--once", action="store_true", help="the last ones, then end")
+
+
+def _ledger_verify(arguments: argparse.Namespace) -> Outcome:
+    with _open_ledger(arguments) as ledger:
+        count = ledger.verify(head=arguments.head)
+        seq, digest = ledger.head()
+    return Outcome(
+        {"events": count, "head": f"{seq}:{digest}"},
+        f"{count} events, the chain is whole\nhead {seq}:{digest}"
+        "\nnote the head elsewhere: with --head a cut-off end is found too",
+    )
+
+
+def _ledger_export(arguments: argparse.Namespace) -> None:
+    from . import ledger_export
+
+    with _open_ledger(arguments) as ledger:
+        events = ledger.events(study_uid=arguments.study)
+        arguments.told = True
+        ledger_export.export(events, sys.stdout, as_json=arguments.as_json)
+        sys.stdout.flush()
+
+
+def _ledger_tail(arguments: argparse.Namespace) -> None:
+    from . import ledger_export
+
+    with _open_ledger(arguments) as ledger:
+        arguments.told = True
+        if arguments.once:
+            ledger_export.last(ledger, sys.stdout, as_json=arguments.as_json)
+            return
+        try:
+            ledger_export.follow(ledger, sys.stdout, as_json=arguments.as_json)
+        except KeyboardInterrupt:  # the only way to end it
+            return
+
+
+def _open_ledger(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - Ledger, imported late
+    from .ledger import Ledger
+
+    config = settings_of(arguments)
+    if not config.ledger_path.exists():
+        raise ConfigError(f"no ledger at {config.ledger_path}; is data_dir right?")
+    return Ledger(config.ledger_path)
+
+
+def _head(text: str) -> tuple[int, str]:
+    seq, _, digest = text.partition(":")
+    if not (seq.isdigit() and digest):
+        raise argparse.ArgumentTypeError(f"a head is SEQ:DIGEST, not {text!r}")
+    return int(seq), digest
