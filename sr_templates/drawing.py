@@ -21,6 +21,7 @@ from .tracing import contours
 Colour = tuple[int, int, int]
 INK, PAPER, ALARM = (235, 238, 242), (12, 13, 16), (255, 196, 60)
 FINER = 2  # lines are drawn at this many times the size, and are smooth when it is reduced
+OUTLINED = "Outlined by a computer program, checked by nobody."
 SAMPLED = 16  # slices that the percentiles are taken from
 
 
@@ -87,7 +88,7 @@ def plate(seen: Scene, shown: KeySlice, notice: str, pixels: int) -> Image.Image
     top = round(step * 1.5)
     sheet.paste(drawn, ((pixels - drawn.width) // 2, top))
     top += drawn.height + step
-    typefaces.draw(pen, (size, top), f"{_capital(shown.name)}. {OUTLINED}", size, INK)
+    typefaces.draw(pen, (size, top), f"{capital(shown.name)}. {OUTLINED}", size, INK)
     for place, (segment, _) in enumerate(shown.segments):
         row, column = divmod(place, 2)
         _entry(
@@ -96,10 +97,8 @@ def plate(seen: Scene, shown: KeySlice, notice: str, pixels: int) -> Image.Image
     return sheet
 
 
-OUTLINED = "Outlined by a computer program, checked by nobody."
-
-
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """Return the text with a capital letter first."""
     return text[:1].upper() + text[1:]
 
 

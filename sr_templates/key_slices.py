@@ -4,9 +4,10 @@ Knows segments and source images; how the slices are drawn, marked or referred t
 of the modules beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
@@ -62,6 +63,12 @@ def at(index: int, outlines: Outlines, document: Document) -> KeySlice:
         largest=tuple(each for each in outlines.segments if each.key_slice == index),
         segments=tuple((each, mask) for each, mask in masks if mask.any()),
     )
+
+
+def bare(places: Iterable[int], geometry: hd.Volume, document: Document) -> tuple[KeySlice, ...]:
+    """Return slices of a grid on which nothing is outlined."""
+    images = by_slice(document.sources, geometry)
+    return tuple(KeySlice(index, images[index], (), ()) for index in places)
 
 
 def headers(slices: Sequence[KeySlice]) -> list[Dataset]:

@@ -4,6 +4,7 @@ Knows font files and nothing of pages. Noto Sans (SIL OFL) has Latin, Greek and 
 Japanese and Korean come with the extra `cjk`. What no font has is replaced, and never left out.
 """
 
+import io
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import as_file, files
@@ -11,7 +12,9 @@ from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
+from fontTools.subset import Options, Subsetter
 from fontTools.ttLib import TTFont
+from fontTools.varLib.instancer import instantiateVariableFont
 from PIL import ImageDraw, ImageFont
 
 REPLACEMENT = "\ufffd"
@@ -42,6 +45,24 @@ def needed(text: str) -> tuple[Path, ...]:
     first, *others = fonts()
     used = {_font(each) for each in text}
     return first, *(each for each in others if each in used)
+
+
+def cut(font: Path, text: str, weight: int = REGULAR) -> bytes:
+    """Return a font file with the characters of a text alone, and of one weight.
+
+    To be put into a document: it takes a second, of the whole font it would take half a minute.
+    """
+    with TTFont(font, lazy=True, recalcTimestamp=False) as opened:
+        options = Options()
+        options.layout_features = []
+        subsetter = Subsetter(options)
+        subsetter.populate(text=f"{text}{REPLACEMENT} ")
+        subsetter.subset(opened)
+        axes = {each.axisTag: each.defaultValue for each in opened["fvar"].axes}
+        instance = instantiateVariableFont(opened, axes | {"wght": weight})
+        written = io.BytesIO()
+        instance.save(written)
+    return written.getvalue()
 
 
 def width(text: str, size: int, weight: int = REGULAR) -> int:
