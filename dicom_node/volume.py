@@ -121,6 +121,7 @@ def load(instances: Sequence[Path | Dataset]) -> SourceVolume:
     opened = _once([open_instance(each) for each in instances])
     _check_series(opened)
     for each in opened:
+        _check_names(each)
         _check_image(each)
     frames = [_Frame(each, index) for each in opened for index in range(each.frame_count)]
     planes = [_plane(each) for each in frames]
@@ -194,18 +195,24 @@ def _check_series(opened: Sequence[Instance]) -> None:
         )
 
 
-def _check_image(instance: Instance) -> None:
-    """Refuse what is no plain grey slice of the patient."""
-    header = instance.header
+def _check_names(instance: Instance) -> None:
+    """Refuse UIDs that are none (PS3.5 9.1).
+
+    Results that refer to them would be invalid, and lead nowhere if the UIDs were mended.
+    """
     for keyword in NAMED:
-        # PS3.5 9.1. Mended, a reference would lead nowhere; as it is, the results would be invalid.
-        value = str(header.get(keyword) or "")
+        value = str(instance.header.get(keyword) or "")
         if not UID(value).is_valid and (value or keyword in NAMED[:2]):
             raise UnusableSeries(
                 "illegal-uid",
-                f"{keyword} must be up to 64 digits and dots, without leading zeros, "
+                f"{keyword} must be up to 64 digits and dots without leading zeros, "
                 f"not {value!r} in {instance.uid}",
             )
+
+
+def _check_image(instance: Instance) -> None:
+    """Refuse what is no plain grey slice of the patient."""
+    header = instance.header
     for keyword in REQUIRED:
         if header.get(keyword) in (None, ""):
             raise UnusableSeries("not-an-image", f"{keyword} is missing in {instance.uid}")
