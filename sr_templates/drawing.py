@@ -63,7 +63,7 @@ def picture(seen: Scene, shown: KeySlice, pixels: int) -> Image.Image:
     drawn = _grey(seen, shown.index).resize(size, Image.Resampling.BICUBIC).convert("RGB")
     rows, columns = seen.image.spatial_shape[1:]
     scale = np.array([size[0] / columns, size[1] / rows])
-    pen, stroke = ImageDraw.Draw(drawn), max(2, round(pixels * FINER / 300))
+    pen, stroke = ImageDraw.Draw(drawn), max(2, round(pixels * FINER / 220))
     for segment, mask in shown.segments:
         for contour in contours(mask):
             line = [(float(x), float(y)) for x, y in contour[:, ::-1] * scale]
@@ -135,7 +135,7 @@ def _grey(seen: Scene, index: int) -> Image.Image:
 
 def _letter(drawn: Image.Image, seen: Scene) -> None:
     """Write at each edge where it lies in the patient."""
-    size = max(11, max(drawn.size) // 28)
+    size = max(11, max(drawn.size) // 22)
     pen = ImageDraw.Draw(drawn)
     for letters, (x, y) in _edges(seen, drawn.size, size):
         typefaces.draw(pen, (x, y), letters, size, ALARM, weight=typefaces.BOLD, halo=PAPER)

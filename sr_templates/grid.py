@@ -3,6 +3,8 @@
 Knows axes (PS3.3 C.7.6.2.1.1) and nothing of what the voxels are.
 """
 
+from collections.abc import Sequence
+
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,22 @@ def aligned(image: hd.Volume, grid: hd.Volume) -> hd.Volume:
             f"got {image.spatial_shape} voxels of {image.spacing} mm"
         )
     return turned
+
+
+def as_stored(image: hd.Volume, cosines: Sequence[float]) -> hd.Volume:
+    """Turn an image so that its slices are those of the source.
+
+    `cosines` are those of a row and of a column (PS3.3 C.7.6.2.1.1): where the column index leads
+    to, and then the row index.
+    """
+    axes = np.asarray(image.affine)[:3, :3] / np.asarray(image.spacing)
+    leads = np.array([cosines[3:], cosines[:3]], float) @ axes
+    rows, columns = (int(each) for each in np.abs(leads).argmax(axis=1))
+    if rows == columns:
+        raise TemplateError(f"expected an image along the source's rows and columns, {leads}")
+    turned = image.permute_spatial_axes([3 - rows - columns, rows, columns])
+    reverse = [axis for axis, lead in ((1, leads[0, rows]), (2, leads[1, columns])) if lead < 0]
+    return turned.flip_spatial(reverse) if reverse else turned
 
 
 def orientation(grid: hd.Volume | hd.VolumeGeometry) -> tuple[str, str]:

@@ -23,8 +23,13 @@ INK, MUTED, PAPER = (22, 26, 32), (92, 100, 112), (255, 255, 255)
 ALARM, PANEL, RULE = (255, 196, 60), (245, 246, 248), (214, 218, 224)
 WIDTH, BOTTOM, LEFT = 186.0, 283.0, 12.0  # mm: of the text; where it ends; where it begins
 BANNER, GAP = 13.0, 5.0
-ASIDE = 66.0  # width of the column of pictures
-SIZES = (9.5, 9.0, 8.5, 8.0, 7.5, 7.0)  # points, from the most pleasant to the least
+# Points of the text and width of the column of pictures, from the most pleasant to the least.
+WIDE, NARROW = 88.0, 66.0
+FORMS = (
+    *((size, WIDE) for size in (9.5, 9.0, 8.5)),
+    *((size, NARROW) for size in (9.5, 9.0, 8.5, 8.0, 7.5, 7.0)),
+)
+LONG = (8.0, NARROW)  # what goes on to further pages
 SMALL = 7.0
 FACTS = (0.31, 0.27, 0.21, 0.21)  # shares of the width
 MM = 0.3528  # of a point
@@ -86,12 +91,12 @@ def lay_out(sheet: Sheet) -> bytes:
         paper.add_page()
         _head(paper, sheet)
         about = [*sheet.about, *_replacements(sheet)]
-        size, width = _fitting(paper, sheet, about), _text_width(sheet)
+        size, aside = _fitting(paper, sheet, about)
         _first(paper, sheet.first, size)
         top, depth = paper.y, _about_height(paper, about)
-        left_over = _aside(paper, sheet, top, BOTTOM - depth - GAP)
+        left_over = _aside(paper, sheet, aside, top, BOTTOM - depth - GAP)
         paper.y = top
-        _flow(paper, sheet.findings, size, width)
+        _flow(paper, sheet.findings, size, _text_width(sheet, aside))
         _about(paper, about, depth)
         _more(paper, sheet, left_over)
         return bytes(paper.output())
@@ -105,6 +110,7 @@ class _Paper(FPDF):
         self.notice, self.title_line = typefaces.legible(sheet.notice), sheet.title
         self.set_auto_page_break(False)
         self.set_margins(LEFT, LEFT)
+        self.c_margin = 0
         self.set_creation_date(sheet.written.astimezone())
         self.set_title(sheet.title)
         self.set_author(sheet.author)
@@ -168,8 +174,8 @@ def _rows(items: Sequence[Item], columns: int) -> Iterator[Sequence[Item]]:
         yield items[start : start + columns]
 
 
-def _text_width(sheet: Sheet) -> float:
-    return WIDTH - ASIDE - GAP if sheet.pictures else WIDTH
+def _text_width(sheet: Sheet, aside: float) -> float:
+    return WIDTH - aside - GAP if sheet.pictures else WIDTH
 
 
 def _replacements(sheet: Sheet) -> list[Words]:
@@ -198,21 +204,22 @@ def _facts(paper: _Paper, row: Sequence[tuple[str, str]]) -> None:
         width = share * WIDTH
         paper.y = top + 0.8
         paper.pen(6.5, MUTED)
-        paper.write_lines([typefaces.legible(label)], x - 1, width)
+        paper.write_lines([typefaces.legible(label)], x, width)
         paper.pen(9, INK, bold=True)
-        paper.write_lines(paper.lines(value or "-", width - 2), x - 1, width)
+        paper.write_lines(paper.lines(value or "-", width - 2), x, width)
         lowest, x = max(lowest, paper.y), x + width
     paper.y = lowest + 0.8
 
 
-def _fitting(paper: _Paper, sheet: Sheet, about: Sequence[Words]) -> float:
-    """Return the largest size at which all text fits on one page; the middle one if none does."""
+def _fitting(paper: _Paper, sheet: Sheet, about: Sequence[Words]) -> tuple[float, float]:
+    """Return size and width of pictures at which all text fits on one page, if there is one."""
     room = BOTTOM - paper.y - _about_height(paper, about) - GAP
-    for size in SIZES:
+    for size, aside in FORMS:
         _, first = _first_lines(paper, sheet.first, size)
-        if first + _flow_height(paper, sheet.findings, size, _text_width(sheet)) <= room:
-            return size
-    return SIZES[3]
+        width = _text_width(sheet, aside)
+        if first + _flow_height(paper, sheet.findings, size, width) <= room:
+            return size, aside
+    return LONG
 
 
 def _first_lines(paper: _Paper, words: Words, size: float) -> tuple[list[str], float]:
@@ -271,7 +278,7 @@ def _flow(paper: _Paper, words: Words, size: float, width: float) -> None:
             if paper.y + paper.leading > BOTTOM:
                 paper.add_page()
             paper.pen(size, colour, bold=bold)
-            paper.write_lines([line], LEFT - 1, width)
+            paper.write_lines([line], LEFT, width)
         paper.y += _space(size)
 
 
@@ -292,30 +299,32 @@ def _about(paper: _Paper, about: Sequence[Words], depth: float) -> None:
         _flow(paper, words, SMALL, WIDTH)
 
 
-def _aside(paper: _Paper, sheet: Sheet, top: float, bottom: float) -> Sequence[Picture] | None:
+def _aside(
+    paper: _Paper, sheet: Sheet, width: float, top: float, bottom: float
+) -> Sequence[Picture] | None:
     """Put pictures and legend beside the text; return the pictures that found no room.
 
     None: everything is there, the legend too.
     """
     if not sheet.pictures:
         return None
-    x = LEFT + WIDTH - ASIDE
+    x = LEFT + WIDTH - width
     paper.pen(9, INK, bold=True)
-    paper.set_xy(x - 1, top)
-    paper.cell(ASIDE, paper.leading, "Key slices")
+    paper.set_xy(x, top)
+    paper.cell(width, paper.leading, "Key slices")
     top += paper.leading + 1
     legend = _legend_height(sheet.legend, 2)
     for columns in (1, 2, 3):
-        if top + _grid_height(paper, sheet.pictures, columns, ASIDE) + legend <= bottom:
+        if top + _grid_height(paper, sheet.pictures, columns, width) + legend <= bottom:
             paper.y = top
-            _grid(paper, sheet.pictures, columns, x, ASIDE)
-            _legend(paper, sheet.legend, 2, x, ASIDE)
+            _grid(paper, sheet.pictures, columns, x, width)
+            _legend(paper, sheet.legend, 2, x, width)
             return None
     shown = 0
-    while top + _grid_height(paper, sheet.pictures[: shown + 2], 2, ASIDE) <= bottom:
+    while top + _grid_height(paper, sheet.pictures[: shown + 2], 2, width) <= bottom:
         shown += 2
     paper.y = top
-    _grid(paper, sheet.pictures[:shown], 2, x, ASIDE)
+    _grid(paper, sheet.pictures[:shown], 2, x, width)
     return sheet.pictures[shown:]
 
 
@@ -358,7 +367,7 @@ def _grid(paper: _Paper, pictures: Sequence[Picture], columns: int, x: float, wi
             paper.image(each.image, left, top, w=tile)
             paper.y = top + tile * each.image.height / each.image.width + 0.6
             paper.pen(SMALL, MUTED)
-            paper.write_lines(paper.lines(each.caption, tile), left - 1, tile)
+            paper.write_lines(paper.lines(each.caption, tile), left, tile)
         paper.y = top + height
 
 
@@ -380,6 +389,6 @@ def _legend(
             paper.set_fill_color(colour)
             paper.rect(left, paper.y + 0.8, 2.4, 2.4, style="F")
             paper.pen(7.5, INK)
-            paper.set_xy(left + 2.6, paper.y)
-            paper.cell(width / columns - 3, 4, paper.lines(label, width / columns - 4)[0])
+            paper.set_xy(left + 3.6, paper.y)
+            paper.cell(width / columns - 4, 4, paper.lines(label, width / columns - 4)[0])
         paper.y += LEGEND_ROW

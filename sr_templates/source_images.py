@@ -49,11 +49,17 @@ def by_slice(
     return tuple(_nearest(images, places, start) for start in starts)
 
 
+def cosines(source: Dataset) -> tuple[float, ...]:
+    """Return Image Orientation (Patient) of an image or of its frames (PS3.3 C.7.6.2.1.1)."""
+    group = _macro(source, "PlaneOrientationSequence")
+    return tuple(float(each) for each in group.ImageOrientationPatient)
+
+
 def _check_pixels(source: Dataset, grid: hd.Volume | hd.VolumeGeometry) -> None:
     """Refuse a grid whose rows and columns are not those of the images: mirrored, or turned."""
-    cosines = np.array(_macro(source, "PlaneOrientationSequence").ImageOrientationPatient, float)
+    lead = np.array(cosines(source))
     between_rows, between_columns = _macro(source, "PixelMeasuresSequence").PixelSpacing
-    steps = np.stack([cosines[3:] * float(between_rows), cosines[:3] * float(between_columns)], 1)
+    steps = np.stack([lead[3:] * float(between_rows), lead[:3] * float(between_columns)], 1)
     # At the far corner of a slice the difference adds up to this.
     off_mm = np.abs(grid.affine[:3, 1:3] - steps) @ np.array(grid.spatial_shape[1:])
     if off_mm.max() > TOLERANCE_MM:
