@@ -27,7 +27,7 @@ BANNER, GAP = 13.0, 5.0
 WIDE, NARROW = 88.0, 66.0
 FORMS = (
     *((size, WIDE) for size in (9.5, 9.0, 8.5)),
-    *((size, NARROW) for size in (9.5, 9.0, 8.5, 8.0, 7.5, 7.0)),
+    *((size, NARROW) for size in (9.0, 8.5, 8.0, 7.5, 7.0)),
 )
 LONG = (8.0, NARROW)  # what goes on to further pages
 SMALL = 7.0
@@ -244,23 +244,25 @@ def _first(paper: _Paper, words: Words, size: float) -> None:
     paper.y = top + height
 
 
-def _blocks(
-    paper: _Paper, words: Words, size: float, width: float
-) -> Iterator[list[tuple[str, Colour, bool]]]:
-    """Break into paragraphs of lines, each with its colour and weight; the heading comes first."""
-    if words.heading:
-        yield [(typefaces.legible(words.heading), INK, True)]
+Line = tuple[str, Colour, bool]  # text, colour, whether it is bold
+
+
+def _block(paper: _Paper, paragraph: str, size: float, width: float) -> list[Line]:
+    """Break a paragraph: a first line of several is what was asked, and is muted."""
     paper.pen(size, INK)
-    for paragraph in words.paragraphs:
-        first, *rest = paragraph.split("\n")
-        head = [(line, MUTED if rest else INK, False) for line in paper.lines(first, width)]
-        yield head + [(line, INK, False) for each in rest for line in paper.lines(each, width)]
+    first, *rest = paragraph.split("\n")
+    head = [(line, MUTED if rest else INK, False) for line in paper.lines(first, width)]
+    return head + [(line, INK, False) for each in rest for line in paper.lines(each, width)]
+
+
+def _heading(words: Words) -> list[list[Line]]:
+    return [[(typefaces.legible(words.heading), INK, True)]] if words.heading else []
 
 
 def _flow_height(paper: _Paper, words: Words, size: float, width: float) -> float:
-    blocks = list(_blocks(paper, words, size, width))
+    blocks = [_block(paper, each, size, width) for each in words.paragraphs]
     paper.pen(size, INK)
-    return sum(len(each) * paper.leading + _space(size) for each in blocks)
+    return sum(len(each) * paper.leading + _space(size) for each in [*_heading(words), *blocks])
 
 
 def _space(size: float) -> float:
@@ -270,16 +272,24 @@ def _space(size: float) -> float:
 
 def _flow(paper: _Paper, words: Words, size: float, width: float) -> None:
     """Write paragraphs below each other, and on further pages over the whole width."""
-    for block in list(_blocks(paper, words, size, width)):
-        paper.pen(size, INK)
-        if paper.y + min(len(block), 3) * paper.leading > BOTTOM:
+    start = paper.page_no()
+    for block in _heading(words):
+        _paragraph(paper, block, size, width)
+    for paragraph in words.paragraphs:
+        room = width if paper.page_no() == start else WIDTH
+        _paragraph(paper, _block(paper, paragraph, size, room), size, room)
+
+
+def _paragraph(paper: _Paper, block: Sequence[Line], size: float, width: float) -> None:
+    paper.pen(size, INK)
+    if paper.y + min(len(block), 3) * paper.leading > BOTTOM:
+        paper.add_page()
+    for line, colour, bold in block:
+        if paper.y + paper.leading > BOTTOM:
             paper.add_page()
-        for line, colour, bold in block:
-            if paper.y + paper.leading > BOTTOM:
-                paper.add_page()
-            paper.pen(size, colour, bold=bold)
-            paper.write_lines([line], LEFT, width)
-        paper.y += _space(size)
+        paper.pen(size, colour, bold=bold)
+        paper.write_lines([line], LEFT, width)
+    paper.y += _space(size)
 
 
 def _about_height(paper: _Paper, about: Sequence[Words]) -> float:
