@@ -1,19 +1,27 @@
 """Answers -> the DICOM objects that go back to the PACS: the story of this package."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 
 import highdicom as hd
 from pydicom.dataset import Dataset
 
+from . import drawing, grid, key_slices, source_images
 from .document import Document, Finding, Predecessor
 from .draft_report import encode_draft
+from .key_images import encode_key_images
+from .key_objects import encode_key_objects
 from .measurements import encode_measurements
-from .profile import GENERIC, Profile
+from .pdf import encode_pdf
+from .presentation import encode_presentation
+from .profile import GENERIC, KEY_IMAGES, KEY_OBJECTS, PDF, PRESENTATION, Profile
 from .protocol import Protocol, TemplateError
 from .provenance import Algorithm
 from .segmentation import Outlines, Written, encode_segmentation, outline, variant
+
+# The page cites no segments: they have other numbers for other destinations.
+NO_SEGMENTS = GENERIC.like(segmentation=None, measurements=None)
 
 
 def encode(  # noqa: PLR0913 - the job's facts, each by its name
@@ -72,7 +80,8 @@ def encode(  # noqa: PLR0913 - the job's facts, each by its name
         written: dict[str, Written] = {}
         for profile in profiles:
             made |= _objects(document, ordered, image, outlines, profile, written)
-        return made
+        extras = {each for profile in profiles for each in profile.extras}
+        return made | _extras(document, ordered, image, outlines, extras)
 
 
 def _objects(
@@ -101,6 +110,39 @@ def _objects(
     label = _label("draft", mark or (profile.name if is_other else profile.variant("report")))
     made[label] = encode_draft(answers, outlines, segments, document, profile, label=label)
     return made
+
+
+def _extras(
+    document: Document,
+    answers: Sequence[Finding],
+    image: hd.Volume | None,
+    outlines: Outlines | None,
+    wanted: Container[str],
+) -> dict[str, Dataset]:
+    """Write what some destinations get besides: the same for all of them.
+
+    Without an outline there is no key slice, and without an image nothing to draw one on.
+    """
+    made: dict[str, Dataset] = {}
+    turned = None if image is None else _turned(image, outlines, document)
+    slices = key_slices.find(outlines, document) if outlines else ()
+    if PDF in wanted:
+        draft = encode_draft(answers, outlines, None, document, NO_SEGMENTS)
+        made[PDF] = encode_pdf(draft, outlines, turned, document)
+    if KEY_IMAGES in wanted and slices and turned is not None:
+        made |= encode_key_images(slices, turned, document)
+    if PRESENTATION in wanted and slices:
+        window = None if turned is None else drawing.limits(turned, document.protocol)
+        made[PRESENTATION] = encode_presentation(slices, window, document)
+    if KEY_OBJECTS in wanted and slices:
+        made[KEY_OBJECTS] = encode_key_objects(slices, document)
+    return made
+
+
+def _turned(image: hd.Volume, outlines: Outlines | None, document: Document) -> hd.Volume:
+    if outlines is not None:
+        return grid.aligned(image, outlines.labels)
+    return grid.as_stored(image, source_images.cosines(document.sources[0]))
 
 
 def _label(kind: str, mark: str) -> str:

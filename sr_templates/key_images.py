@@ -4,7 +4,7 @@ Knows the Secondary Capture Image IOD (PS3.3 A.8.1). The pictures carry the noti
 what is outlined in their pixels, and nothing of the patient: Burned In Annotation says so.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import highdicom as hd
 import numpy as np
@@ -22,14 +22,16 @@ LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompr
 
 def encode_key_images(
     slices: Sequence[KeySlice], image: hd.Volume, document: Document
-) -> Iterator[tuple[str, Dataset]]:
-    """Write one RGB picture for each key slice, all in one series; gives label and object.
+) -> dict[str, Dataset]:
+    """Write one RGB picture for each key slice, all in one series: the objects by label.
 
     `image` holds modality units on the grid of the masks, as `grid.aligned` turns it.
     """
     seen = drawing.scene(image, document.protocol)
-    for number, each in enumerate(slices, 1):
-        yield f"{KEY_IMAGES.name}.{number}", _key_image(seen, each, document, number)
+    return {
+        f"{KEY_IMAGES.name}.{number}": _key_image(seen, each, document, number)
+        for number, each in enumerate(slices, 1)
+    }
 
 
 def _key_image(seen: drawing.Scene, shown: KeySlice, document: Document, number: int) -> Dataset:

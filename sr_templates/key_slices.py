@@ -49,17 +49,17 @@ class KeySlice:
 
 def find(outlines: Outlines, document: Document) -> tuple[KeySlice, ...]:
     """Return the key slices in the order of the grid: at least one, and at most one a segment."""
+    images = by_slice(document.sources, outlines.labels)
     wanted = {each.key_slice for each in outlines.segments}
-    return tuple(at(index, outlines, document) for index in sorted(wanted))
+    return tuple(_outlined(index, images[index], outlines) for index in sorted(wanted))
 
 
-def at(index: int, outlines: Outlines, document: Document) -> KeySlice:
-    """Return what is on one slice of the grid."""
+def _outlined(index: int, image: SourceImage, outlines: Outlines) -> KeySlice:
     labels = outlines.labels.array[index]
     masks = [(each, labels == each.number) for each in outlines.segments]
     return KeySlice(
         index=index,
-        image=by_slice(document.sources, outlines.labels)[index],
+        image=image,
         largest=tuple(each for each in outlines.segments if each.key_slice == index),
         segments=tuple((each, mask) for each, mask in masks if mask.any()),
     )

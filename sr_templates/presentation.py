@@ -16,7 +16,7 @@ from . import foreign
 from .document import PRESENTATION, Document
 from .key_slices import KeySlice, headers, volume
 from .segments import Segment
-from .source_images import SourceImage
+from .source_images import SourceImage, spacing_mm
 from .tracing import Contour, contours, simplified
 
 POINTS = 4000  # FL in explicit VR holds 65534 bytes, 8 for each point
@@ -30,17 +30,11 @@ Rescale = tuple[float, float, str]  # intercept, slope, type
 def encode_presentation(
     slices: Sequence[KeySlice],
     window: tuple[float, float] | None,
-    spacing_mm: tuple[float, float],
     document: Document,
 ) -> Dataset:
     """Write one state for all key slices.
 
-    Parameters
-    ----------
-    window
-        Lowest and highest value to tell apart, in modality units; None: the images' own.
-    spacing_mm
-        Between the rows and between the columns of the slices.
+    `window`: lowest and highest value to tell apart, in modality units; None: the images' own.
     """
     segments = {each.number: each for shown in slices for each, _ in shown.segments}
     layers = {
@@ -71,7 +65,9 @@ def encode_presentation(
     made.PresentationCreationDate, made.PresentationCreationTime = DA(date), TM(time)
     area = made.DisplayedAreaSelectionSequence[0]
     del area.PresentationPixelAspectRatio
-    area.PresentationPixelSpacing = [format_number_as_ds(each) for each in spacing_mm]
+    area.PresentationPixelSpacing = [
+        format_number_as_ds(each) for each in spacing_mm(document.sources[0])
+    ]
     return document.sign(document.locate(made))
 
 

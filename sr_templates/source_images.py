@@ -55,11 +55,17 @@ def cosines(source: Dataset) -> tuple[float, ...]:
     return tuple(float(each) for each in group.ImageOrientationPatient)
 
 
+def spacing_mm(source: Dataset) -> tuple[float, float]:
+    """Return Pixel Spacing of an image or of its frames: between rows, between columns."""
+    between_rows, between_columns = _macro(source, "PixelMeasuresSequence").PixelSpacing
+    return float(between_rows), float(between_columns)
+
+
 def _check_pixels(source: Dataset, grid: hd.Volume | hd.VolumeGeometry) -> None:
     """Refuse a grid whose rows and columns are not those of the images: mirrored, or turned."""
     lead = np.array(cosines(source))
-    between_rows, between_columns = _macro(source, "PixelMeasuresSequence").PixelSpacing
-    steps = np.stack([lead[3:] * float(between_rows), lead[:3] * float(between_columns)], 1)
+    between_rows, between_columns = spacing_mm(source)
+    steps = np.stack([lead[3:] * between_rows, lead[:3] * between_columns], 1)
     # At the far corner of a slice the difference adds up to this.
     off_mm = np.abs(grid.affine[:3, 1:3] - steps) @ np.array(grid.spatial_shape[1:])
     if off_mm.max() > TOLERANCE_MM:
