@@ -65,7 +65,9 @@ def encode_draft(
         (FINDINGS, _findings(document, given, outlines, written)),
         (IMPRESSIONS, _impressions(document, given)),
     )
-    root.ContentSequence.extend(_section(heading, list(items)) for heading, items in sections)
+    # Without an item a section would have an empty Content Sequence, which is none (PS3.3 C.17.3.2).
+    filled = [(heading, found) for heading, items in sections if (found := list(items))]
+    root.ContentSequence.extend(_section(*each) for each in filled)
     evidence = [*document.sources, *(written.objects.values() if written else ())]
     return document.report(REPORT, hd.sr.EnhancedSR, evidence, root, label=label)
 
