@@ -59,9 +59,10 @@ def cut(font: Path, text: str, weight: int = REGULAR) -> bytes:
         subsetter.populate(text=f"{text}{REPLACEMENT} ")
         subsetter.subset(opened)
         axes = {each.axisTag: each.defaultValue for each in opened["fvar"].axes}
-        instance = instantiateVariableFont(opened, axes | {"wght": weight})
+        # In place: a copy would open the file once more and never close it.
+        instantiateVariableFont(opened, axes | {"wght": weight}, inplace=True)
         written = io.BytesIO()
-        instance.save(written)
+        opened.save(written)
     return written.getvalue()
 
 
