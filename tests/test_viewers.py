@@ -22,7 +22,7 @@ from dicom_node import patients, sample
 from model.data.corpus.case import VIEWS, Case
 from model.data.corpus.telling import report
 from sr_templates import Finding, encode
-from sr_templates.profile import PROFILES, chosen
+from sr_templates.profile import GENERIC, KEY_IMAGES, PDF, PROFILES, Profile, chosen
 
 pytestmark = [pytest.mark.orthanc, pytest.mark.chromium, pytest.mark.slow]
 
@@ -30,6 +30,7 @@ WEBVIEWER = PLUGINS / "libOrthancWebViewer.so"
 PROTOCOL = drafts.PROTOCOLS["ct_chest"]
 COLOURS = {each.target.label: each.target.colour_rgb for each in PROTOCOL.targets if each.target}
 NOTICE = "AI DRAFT - NOT FOR DIAGNOSTIC USE - UNVERIFIED"
+ASKED = PROFILES["ohif"].like(extras=(PDF, KEY_IMAGES))
 SEED = 1  # a chest with a nodule and a mass
 ENOUGH = 0.95  # Dice of what is drawn and what is true
 AIR_HU, LEVEL_HU, WIDTH_HU = -1000, 40, 400
@@ -55,8 +56,8 @@ class Shown:
         areas = [each.values.sum(axis=(1, 2)) for each in self.organs.values()]
         return self.grey.head_mm(int(np.min(areas, axis=0).argmax()))
 
-    def of(self, profile: str) -> list[Dataset]:
-        return [self.objects[each] for each in chosen(PROFILES[profile], self.objects)]
+    def of(self, profile: Profile) -> list[Dataset]:
+        return [self.objects[each] for each in chosen(profile, self.objects)]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def shown() -> Shown:
         job_id=drafts.JOB,
         image=volume,
         created_at=drafts.CREATED_AT,
-        profiles=list(PROFILES.values()),
+        profiles=[GENERIC, ASKED],
     )
     return Shown(images, objects, Truth(windowed(case.voxels), case.spacing_mm), organs, impression)
 
@@ -128,7 +129,7 @@ def ohif(
     """OHIF with the study as a destination of its profile gets it, opened."""
     folder = tmp_path_factory.mktemp("ohif")
     with Orthanc(folder, plugins=[DICOMWEB]) as orthanc, viewer.window(browser) as page:
-        orthanc.upload(sample.write([*shown.images, *shown.of("ohif")], folder / "files"))
+        orthanc.upload(sample.write([*shown.images, *shown.of(ASKED)], folder / "files"))
         opened = Ohif(page, orthanc.url)
         opened.open(shown.study_uid)
         opened.open_panel()
@@ -164,10 +165,32 @@ def test_ohif_draws_each_segment_on_its_organ(ohif: Ohif, shown: Shown) -> None:
 
 
 def test_ohif_reads_the_draft(ohif: Ohif, shown: Shown) -> None:
-    ohif.show("AI DRAFT report")
+    ohif.show("AI DRAFT report:")
     for words in ("CT Chest Report", NOTICE, "Findings", "Impressions", shown.impression):
         expect(ohif.page.get_by_text(words).first).to_be_visible(timeout=viewer.PATIENCE_MS)
     viewer.keep(ohif.page, "ohif-draft")
+
+
+def test_ohif_shows_the_key_images(ohif: Ohif, shown: Shown) -> None:
+    ohif.show("AI DRAFT key images")
+    expect(ohif.page.locator("[data-cy=viewport-overlay-top-left]")).to_contain_text("key images")
+    ohif.wait_for_image()
+    ohif.settle()
+    viewer.keep(ohif.page, "ohif-key-images")
+    made = shown.objects["key-images.1"].pixel_array
+    # Where there is no patient, places are those of the picture's own pixels.
+    columns, rows = np.rint(ohif.places()[..., :2]).astype(int).transpose(2, 0, 1)
+    height, width, _ = made.shape
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    assert inside.mean() > 0.8
+    assert unlikeness(ohif.picture()[inside], made[rows[inside], columns[inside]]) < 5
+
+
+def test_ohif_shows_the_report_page(ohif: Ohif, shown: Shown) -> None:
+    ohif.show("AI DRAFT report page")
+    assert ohif.document() == shown.objects["pdf"].EncapsulatedDocument
+    ohif.wait_for_paper()
+    viewer.keep(ohif.page, "ohif-pdf")
 
 
 def test_dcmtk_makes_a_page_of_the_draft_that_reads_well(
@@ -189,7 +212,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory, shown: Shown) -> Iterator[
     """An Orthanc with its own viewer, and what a destination gets of which nothing is known."""
     folder = tmp_path_factory.mktemp("webviewer")
     with Orthanc(folder, plugins=[WEBVIEWER]) as started:
-        started.upload(sample.write([*shown.images, *shown.of("generic-pacs")], folder / "files"))
+        started.upload(sample.write([*shown.images, *shown.of(GENERIC)], folder / "files"))
         yield started
 
 

@@ -8,6 +8,7 @@ import base64
 import io
 import mimetypes
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import numpy as np
 from conftest import missing
 from numpy.typing import NDArray
 from orthanc_server import Orthanc
-from PIL import Image
+from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -264,6 +265,49 @@ class Ohif:
         """Give the titles in the panel on the right."""
         return list(self.page.locator('[data-cy="data-row-title"]').all_inner_texts())
 
+    def contour(self, words: str) -> Mask:
+        """Wait for a measurement with these words beside it; give what its line encloses."""
+        self.page.locator("svg.svg-layer g", has_text=words).wait_for(timeout=PATIENCE_MS)
+        self.settle()
+        points = self.page.locator("svg.svg-layer polyline").first.get_attribute("points")
+        height, width, _ = self.picture().shape
+        plate = Image.new("1", (width, height))
+        corners = [
+            tuple(map(float, each.split(",")))
+            for each in re.findall(r"[-0-9.]+, [-0-9.]+", points or "")
+        ]
+        ImageDraw.Draw(plate).polygon(corners, fill=1)
+        return np.asarray(plate)
+
+    def next_measurement(self) -> None:
+        """Go to the next measurement of the report that is shown."""
+        self.page.locator('[data-cy="viewport-action-arrows-right"]').click()
+
+    def document(self) -> bytes:
+        """Wait for a document that the browser's own reader shows, and give its bytes."""
+        shown = self.page.locator("object[type='application/pdf']")
+        shown.wait_for(timeout=PATIENCE_MS)
+        data = self.page.evaluate(
+            """async url => {
+              const read = new FileReader(), blob = await (await fetch(url)).blob();
+              await new Promise(done => { read.onload = done; read.readAsDataURL(blob); });
+              return read.result;
+            }""",
+            shown.get_attribute("data"),
+        )
+        return base64.b64decode(data.partition(",")[2])
+
+    def wait_for_paper(self) -> None:
+        """Wait until half of what the browser's own reader shows is white."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        shown = self.page.locator("object[type='application/pdf']")
+        while True:
+            picture = np.asarray(Image.open(io.BytesIO(shown.screenshot())).convert("L"))
+            if (picture > 250).mean() > 0.3:
+                return
+            assert time.monotonic() < deadline, "no page of paper came"
+            self.page.wait_for_timeout(300)
+
     def text(self) -> str:
         """Give what can be read on the page, in one line."""
         return " ".join(self.page.inner_text("body").split())
@@ -276,7 +320,9 @@ class Ohif:
 
     def _answer(self, route: Route) -> None:
         asked = urlsplit(route.request.url)
-        if f"{asked.scheme}://{asked.netloc}" != self.url:
+        if asked.scheme.startswith("chrome"):  # Chromium's own reader of PDF
+            route.continue_()
+        elif f"{asked.scheme}://{asked.netloc}" != self.url:
             self.strangers.append(route.request.url)
             route.abort()
         elif asked.path.startswith(("/dicom-web/", "/wado")):
