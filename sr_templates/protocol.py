@@ -6,6 +6,7 @@ Everything is checked when it is read, so an unknown code or a misspelt key stop
 start and not at the first patient.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -103,11 +104,37 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """Which answers count as which code, and what they are about (PS3.16 TID 1501).
+
+    `answers` pairs words with codes: a model that says anything else has declined to answer.
+    """
+
+    concept: Code
+    answers: tuple[tuple[str, Code], ...]
+
+    def code(self, answer: str) -> Code | None:
+        """Return the code of an answer, whole and in any case; None if it is not allowed."""
+        return dict(self.answers).get(plain_answer(answer))
+
+    @property
+    def allowed(self) -> str:
+        """The allowed answers, for a sentence."""
+        return ", ".join(words for words, _ in self.answers)
+
+
+def plain_answer(answer: str) -> str:
+    """Return an answer as it is compared: small letters, single spaces, no mark at its ends."""
+    return " ".join(answer.casefold().split()).strip(" .!\"'")
+
+
+@dataclass(frozen=True)
 class Question:
     """One question to the model.
 
     `caption`: the answer is a text about the whole volume, shown as the impression.
-    `target`: the answer is an outline; None means that words are expected.
+    `target`: the answer is an outline; None means that words are expected. `evaluation`: only some
+    words count; None: any do.
     """
 
     id: str
@@ -116,6 +143,7 @@ class Question:
     caption: bool = False
     max_new_tokens: int = 256
     target: Target | None = None
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -146,18 +174,51 @@ class Protocol:
         return tuple(each for each in self.questions if each.target)
 
 
+class _Lines:
+    """A file by its lines, to say where a key is: the reader of TOML does not keep that."""
+
+    def __init__(self, file: Path, text: str) -> None:
+        self.file, self._lines = file, text.splitlines()
+
+    def at(self, where: str) -> str:
+        """Return file and line of a dotted key, such as ``questions[2].target.type``."""
+        line = column = 0
+        for part in filter(None, where.split(".")):
+            name, _, place = part.partition("[")
+            header, quoted = (
+                rf"\s*\[\[\s*{re.escape(name)}\s*\]\]",
+                rf"[\"']?{re.escape(name)}[\"']?",
+            )
+            # A key at the start of a line, in the name of a table, or within braces.
+            key = rf"\s*(\[.*\.)?{quoted}\s*[=\]]|.*[{{,]\s*{quoted}\s*="
+            times = int(place.rstrip("]")) if place else 1
+            line, column = self._find(header if place else key, line, column, times)
+        return f"{self.file}:{line + 1}"
+
+    def _find(self, sought: str, line: int, column: int, times: int) -> tuple[int, int]:
+        """Return where a pattern is met for the n-th time from a place on; the place if never."""
+        for index in range(line, len(self._lines)):
+            found = re.compile(sought).match(self._lines[index], column if index == line else 0)
+            times -= bool(found)
+            if found and not times:
+                return index, found.end()
+        return line, column
+
+
 class _Table:
     """One TOML table being read: each key is taken once, and what is left over is refused."""
 
-    def __init__(self, values: object, file: Path, key: str = "") -> None:
-        self.file, self.key = file, key
+    def __init__(self, values: object, lines: "_Lines", key: str = "") -> None:
+        self.lines, self.key, self.keys = lines, key, frozenset[str]()
         if not isinstance(values, dict):
             raise self.error("", f"expected a table, got {values!r}")
-        self.values = dict(values)
+        self.values, self.keys = dict(values), frozenset(values)
 
     def error(self, key: str, problem: str) -> TemplateError:
         where = ".".join(part for part in (self.key, key) if part)
-        return TemplateError(f"{self.file}: {where or 'file'}: {problem}")
+        # What is missing has no line but that of its table.
+        place = self.lines.at(where if key in self.keys else self.key)
+        return TemplateError(f"{place}: {where or 'file'}: {problem}")
 
     def take(self, key: str, kind: type, default: object = ...) -> Any:  # noqa: ANN401 - TOML
         value = self.values.pop(key, default)
@@ -214,6 +275,11 @@ class _Table:
             raise self.error(key, f"expected a code of PS3.16 CID {group}, got {code}")
         return code
 
+    def within(self, key: str) -> "_Table | None":
+        values = self.take(key, dict, None)
+        path = f"{self.key}.{key}" if self.key else key
+        return None if values is None else _Table(values, self.lines, path)
+
     def need(self, key: str, group: int | None = None) -> Code:
         code = self.code(key, group=group)
         assert code is not None  # noqa: S101 - `take` has refused a missing key
@@ -245,10 +311,11 @@ def load_protocols(folder: Path | None = None) -> dict[str, Protocol]:
 def read_protocol(file: Path) -> Protocol:
     """Read and check one protocol file."""
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise TemplateError(f"{file}: cannot be read as TOML: {error}") from error
-    table = _Table(values, file)
+    table = _Table(values, _Lines(file, text))
     name = table.text("name")
     if name != file.stem:
         raise table.error("name", f"expected the file's name {file.stem!r}, got {name!r}")
@@ -274,25 +341,26 @@ def read_protocol(file: Path) -> Protocol:
 
 def _each(table: _Table, key: str, read: Callable[[_Table], Question]) -> list[Question]:
     return [
-        read(_Table(item, table.file, f"{key}[{index}]"))
+        read(_Table(item, table.lines, f"{key}[{index}]"))
         for index, item in enumerate(table.take(key, list), 1)
     ]
 
 
 def _question(table: _Table) -> Question:
-    target = table.take("target", dict, None)
+    target, evaluation = table.within("target"), table.within("evaluation")
     question = Question(
         id=table.text("id", limit=32),
         heading=table.text("heading"),
         text=table.text("text", limit=MAXIMUM_QUESTION),
         caption=table.take("caption", bool, default=False),
         max_new_tokens=table.whole("max_new_tokens", 1, MAXIMUM_NEW_TOKENS, default=256),
-        target=None
-        if target is None
-        else _target(_Table(target, table.file, f"{table.key}.target")),
+        target=None if target is None else _target(target),
+        evaluation=None if evaluation is None else _evaluation(evaluation),
     )
     if question.caption and question.target:
         raise table.error("target", "a caption is a text, it outlines nothing")
+    if question.evaluation and (question.caption or question.target):
+        raise table.error("evaluation", "only words that answer a question can be evaluated")
     table.done()
     return question
 
@@ -308,6 +376,18 @@ def _target(table: _Table) -> Target:
     )
     table.done()
     return target
+
+
+def _evaluation(table: _Table) -> Evaluation:
+    concept, answers = table.need("concept"), table.within("answers")
+    if answers is None or not answers.values:
+        raise table.error("answers", "expected the allowed answers, each with its code")
+    pairs = tuple((each, answers.need(each)) for each in tuple(answers.values))
+    for words, _ in pairs:
+        if words != plain_answer(words):
+            raise answers.error(words, f"expected small letters, as {plain_answer(words)!r}")
+    table.done()
+    return Evaluation(concept, pairs)
 
 
 def _colour(table: _Table) -> tuple[int, int, int]:

@@ -41,8 +41,9 @@ def refused(folder: Path, old: str, new: str) -> str:
     assert old in SMALL
     with pytest.raises(TemplateError) as caught:
         load_protocols(written(folder, SMALL.replace(old, new)))
-    assert str(folder / "small.toml") in str(caught.value)
-    return str(caught.value)
+    told = str(caught.value).removeprefix(f"{folder / 'small.toml'}:")
+    assert told != str(caught.value)
+    return told
 
 
 def test_our_protocols_are_chest_abdomen_and_brain() -> None:
@@ -142,6 +143,69 @@ def test_what_is_wrong_is_named_with_its_file_and_key(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     assert message in refused(tmp_path, old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("SCT 39607008 Lung", "SCT 39607009 Lung", 24),
+        ("SCT 816094009 Chest", "SCT 1 Chest", 12),
+        ('region = "SCT 816094009 Chest"', "", 1),
+        ('heading = "Outlines"\n', "", 19),
+        ('"Lungs"', '""', 16),
+        ("max_new_tokens = 8", "max_tokens = 8", 23),
+        ("[0, 1, 2]", "[0, 1]", 24),
+        ('text = "Is there a mass?"', f'text = "?"\n{"EVALUATION"}', 18),
+    ],
+)
+def test_the_line_of_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, line: int) -> None:
+    evaluation = 'evaluation = { concept = "SCT 1 Mass", answers = { yes = "SCT 2 Yes" } }'
+    assert refused(tmp_path, old, new.replace("EVALUATION", evaluation)).startswith(f"{line}: ")
+
+
+def test_the_line_of_a_key_in_a_table_of_its_own_is_named(tmp_path: Path) -> None:
+    inline = next(line for line in SMALL.splitlines() if line.startswith("target"))
+    table = """[questions.target]
+label = "Left lung"
+category = "SCT 91723000 Anatomical Structure"
+type = "SCT 39607008 Liver"
+colour_rgb = [0, 1, 2]"""
+    assert refused(tmp_path, inline, table).startswith("27: questions[2].target.type: ")
+
+
+EVALUATED = """text = "Is there a mass?"
+evaluation = { concept = "SCT 36118008 Pneumothorax", answers = { ANSWERS } }"""
+YES_NO = 'yes = "SCT 52101004 Present", "no, none" = "SCT 272519000 Absent"'
+
+
+def test_allowed_answers_have_codes_and_others_have_none(tmp_path: Path) -> None:
+    text = SMALL.replace('text = "Is there a mass?"', EVALUATED.replace("ANSWERS", YES_NO))
+    evaluation = load_protocols(written(tmp_path, text))["small"].questions[0].evaluation
+    assert evaluation.concept.meaning == "Pneumothorax"
+    assert evaluation.allowed == "yes, no, none"
+    assert evaluation.code(" Yes.\n") == Code("SCT", "52101004", "Present")
+    assert evaluation.code("NO,  none!") == Code("SCT", "272519000", "Absent")
+    for other in ("", "yes and no", "Yes, on the left.", "no", "y"):
+        assert evaluation.code(other) is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ("", "18: questions[1].evaluation.answers: expected the allowed answers"),
+        ('yes = "SCT 1 Present"', "18: questions[1].evaluation.answers.yes: SCT '1' is not a code"),
+        ('Yes = "SCT 52101004 Present"', "answers.Yes: expected small letters, as 'yes'"),
+    ],
+)
+def test_answers_without_a_code_are_refused(tmp_path: Path, answers: str, message: str) -> None:
+    told = refused(tmp_path, 'text = "Is there a mass?"', EVALUATED.replace("ANSWERS", answers))
+    assert message in told
+
+
+def test_an_outline_is_not_evaluated(tmp_path: Path) -> None:
+    evaluation = EVALUATED.replace("ANSWERS", YES_NO).split("\n")[1]
+    told = refused(tmp_path, "max_new_tokens = 8", f"max_new_tokens = 8\n{evaluation}")
+    assert "questions[2].evaluation: only words that answer a question" in told
 
 
 def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
