@@ -137,8 +137,10 @@ def _findings(
         answer = given.get(question.id)
         if question.target:
             segment = outlines.of(question.id) if outlines else None
-            if segment is None or written is None:
+            if segment is None:
                 yield _text(codes.DCM.Finding, _not_seen(question.target.label, voice, answer))
+            elif written is None:
+                yield _text(codes.DCM.Finding, f"{_size(segment, voice)}.")
             else:
                 yield _outlined(segment, voice, *written.places[question.id])
         elif not question.caption:
@@ -151,11 +153,7 @@ def _outlined(
     segment: Segment, voice: str, segmentation: Dataset, number: int
 ) -> hd.sr.TextContentItem:
     """Rows 3 and 4 of TID 2002, with row 1 of TID 2001 and a purpose of CID 7003."""
-    size = f"{segment.volume_ml:.{0 if segment.volume_ml >= SMALL_ML else 2}f} mL"
-    item = _text(
-        codes.DCM.Finding,
-        f"{segment.target.label}. {voice}: outlined, {size} (segment {number}).",
-    )
+    item = _text(codes.DCM.Finding, f"{_size(segment, voice)} (segment {number}).")
     illustration = hd.sr.ImageContentItem(
         name=codes.DCM.IllustrationOfROI,
         referenced_sop_class_uid=segmentation.SOPClassUID,
@@ -175,6 +173,11 @@ def _impressions(document: Document, given: dict[str, Finding]) -> Iterator[hd.s
         yield _text(codes.DCM.Impression, f"{document.notice}.\n{document.voice}: {words}")
     if not captions:
         yield _text(codes.DCM.Impression, f"{document.notice}. No impression was asked for.")
+
+
+def _size(segment: Segment, voice: str) -> str:
+    digits = 0 if segment.volume_ml >= SMALL_ML else 2
+    return f"{segment.target.label}. {voice}: outlined, {segment.volume_ml:.{digits}f} mL"
 
 
 def _not_seen(label: str, voice: str, answer: Finding | None) -> str:
