@@ -43,6 +43,7 @@ def run(path: Path | None) -> list[Finding]:
         _ledger,
         _protocols,
         _profiles,
+        _validator,
         _checkpoint,
         _device,
     )
@@ -104,6 +105,9 @@ def _disk(config: Config) -> Iterator[str]:
             " images are refused"
         )
     yield f"{free} MB free in {folder}"
+    text = Path(config.report_text_dir)
+    if config.report_text_dir and not (text.is_dir() and os.access(text, os.W_OK | os.X_OK)):
+        raise ConfigError(f"report_text_dir: {text} must be a folder that this user can write")
 
 
 def _ports(config: Config) -> Iterator[str]:
@@ -144,6 +148,9 @@ def _ledger(config: Config) -> Iterator[str]:
         return
     with Ledger(config.ledger_path) as ledger:
         yield f"{ledger.verify()} events, the chain is whole"
+        held = [each.sop_uid for each in ledger.held()]
+    if held:
+        yield f"{len(held)} objects are held and not sent (lamed-node release): {', '.join(held)}"
 
 
 def _protocols(config: Config) -> Iterator[str]:
@@ -156,6 +163,17 @@ def _profiles(config: Config) -> Iterator[str]:
     profiles.known(config)
     yield from (f"{each} is shown {each.profile}" for each in config.destinations)
     yield "generic-pacs on the QA pages"
+
+
+def _validator(config: Config) -> Iterator[str]:
+    from .validator import Validator
+
+    found = Validator.of(config)
+    yield (
+        f"each object is checked by {found.program}"
+        if found.program
+        else (f"{found.absent}: objects are sent unchecked")
+    )
 
 
 def _checkpoint(config: Config) -> Iterator[str]:

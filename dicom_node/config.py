@@ -36,12 +36,18 @@ HOUR_S, WEEK_S = 3600, 604_800
 SHORTEST_S: Final = 0.05
 LONG_STRING: Final = 64
 LARGEST: Final = 1 << 53  # whole numbers above are no floats, and out of every range
-FOLDERS: Final = ("data_dir", "checkpoint", "protocols")  # here ~ is the home folder
+FOLDERS: Final = (
+    "data_dir",
+    "checkpoint",
+    "protocols",
+    "report_text_dir",
+)  # here ~ is the home folder
 TABLES: Final[Mapping[str, Callable[[object], object]]] = {
     "destinations": Destination.read,
     "profiles": SiteProfile.read,
 }
 WORDS: Final[Mapping[type, str]] = {
+    bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "a text",
@@ -110,6 +116,16 @@ class Config:
         5.0, SHORTEST_S, HOUR_S, "seconds before the second attempt; doubles up to an hour"
     )
     network_timeout_s: float = _number(30.0, SHORTEST_S, HOUR_S, "seconds a peer may be silent")
+    validate: str = _setting(
+        "auto",
+        "auto (each object is checked if dciodvfy is there), off, required (else none is sent)",
+    )
+    run_record: bool = _setting(
+        default=False, text="whether the record of each run also goes into the study, as an SR"
+    )
+    report_text_dir: str = _setting(
+        "", "folder in which each draft is put as plain text, for a RIS; empty writes none"
+    )
     manufacturer: str = _setting(
         "LaMed Node", "Manufacturer written into results, 1 to 64 characters"
     )
@@ -132,6 +148,8 @@ class Config:
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
         if self.dtype not in {"auto", "float32", "bfloat16"}:
             raise ConfigError(f"dtype must be auto, float32 or bfloat16, not {self.dtype!r}")
+        if self.validate not in {"auto", "off", "required"}:
+            raise ConfigError(f"validate must be auto, off or required, not {self.validate!r}")
         _check_long_string("manufacturer", self.manufacturer)
 
     @property
@@ -241,7 +259,9 @@ def _file(path: Path | None) -> dict[str, Any]:
 
 def _parsed(setting: Field[Any], text: str) -> object:
     """Read a variable as what TOML would give; what cannot be read stays a text, and is refused."""
-    kind = type(setting.default)
+    kind: type = type(setting.default)
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
     try:
         return kind(text) if kind in {int, float} else text
     except ValueError:
@@ -280,7 +300,7 @@ def _check(setting: Field[Any], value: object) -> None:
     """Check type and range; the type is that of the default, and a bool is no number."""
     kind = type(setting.default)
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not fits or isinstance(value, bool):
+    if not fits or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{setting.name} must be {WORDS[kind]}, not {value!r}")
     if "range" in setting.metadata:
         least, most = setting.metadata["range"]

@@ -1,6 +1,7 @@
 """Results go to every destination, each at its own pace, until they are there or given up.
 
-Knows the ledger's deliveries, the back-off and the destinations. One slow or dead peer delays no
+Knows the ledger's deliveries, the back-off and the destinations: peers, and a folder that a RIS
+reads. What is held is not sent. One slow or dead peer delays no
 other: each destination has its own thread while it has something to get.
 """
 
@@ -11,11 +12,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
+from pathlib import Path
 
-from . import scu
+from . import scu, text_drop
 from .config import Config, Destination
+from .destinations import TEXT
 from .errors import NodeError
-from .ledger import Delivery, Ledger
+from .ledger import Delivery, Ledger, Result
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +48,46 @@ def deliver(ledger: Ledger, config: Config, delivery: Delivery) -> bool:
     Whether the peer has stored all of them. If not, the next attempt is planned or, after
     ``delivery_attempts``, the delivery has failed; either stands in the ledger with the reason.
     """
-    made = ledger.results(delivery.job_id)
-    paths = [each.path for each in made if each.label in (delivery.labels or (each.label,))]
+    made = [
+        each
+        for each in ledger.results(delivery.job_id)
+        if each.label in (delivery.labels or (each.label,))
+    ]
+    sent = [each for each in made if not each.held]
+    if not sent:
+        ledger.record_delivery(delivery.id, "held", detail=_told(made, sent))
+        return False
     try:
-        scu.send(
-            paths,
-            Destination.parse(delivery.destination),
-            calling_ae=config.ae_title,
-            timeout_s=config.network_timeout_s,
-        )
+        _hand_over(ledger, config, delivery, sent)
     except NodeError as error:
         _put_off(ledger, config, delivery, str(error))
         return False
-    except OSError as error:  # a result file that is gone or cannot be read
+    except OSError as error:  # a result file that is gone or cannot be read, a folder without room
         _put_off(ledger, config, delivery, f"cannot read the result: {error}")
         return False
-    ledger.record_delivery(delivery.id, "sent", detail=f"{len(paths)} instances stored")
+    ledger.record_delivery(delivery.id, "sent", detail=_told(made, sent))
     return True
+
+
+def _hand_over(ledger: Ledger, config: Config, delivery: Delivery, sent: Sequence[Result]) -> None:
+    if delivery.destination.startswith(TEXT):
+        folder = Path(delivery.destination.removeprefix(TEXT))
+        study = ledger.study(delivery.study_uid)
+        accession = study.accession_number if study else ""
+        name = text_drop.name(accession or delivery.study_uid, delivery.job_id)
+        text_drop.put(sent[0].path.with_name(text_drop.SOURCE), folder / name)
+        return
+    scu.send(
+        [each.path for each in sent],
+        Destination.parse(delivery.destination),
+        calling_ae=config.ae_title,
+        timeout_s=config.network_timeout_s,
+    )
+
+
+def _told(made: Sequence[Result], sent: Sequence[Result]) -> str:
+    held = len(made) - len(sent)
+    return f"{len(sent)} instances stored" + (f", {held} held" if held else "")
 
 
 def _due(ledger: Ledger) -> list[tuple[str, list[Delivery]]]:

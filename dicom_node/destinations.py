@@ -12,6 +12,7 @@ from typing import Final, Self
 from .errors import ConfigError
 
 DEFAULT_PROFILE: Final = "generic-pacs"
+TEXT: Final = "text:"  # before a folder: where a draft goes as plain text
 
 
 @dataclass(frozen=True)

@@ -149,10 +149,13 @@ class Jobs:
         results: Sequence[Result],
         plan: Mapping[str, Sequence[str]],
         summary: Mapping[str, Any],
+        *,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         """End a job that is done, with what it made and where that is to go: all or nothing.
 
-        `plan` tells by destination the labels of the results that it gets.
+        `plan` tells by destination the labels of the results that it gets; `record` tells how they
+        came to be.
 
         Raises
         ------
@@ -161,6 +164,8 @@ class Jobs:
         """
         with self._ledger.transaction() as transaction:
             job = _need(transaction, job_id, worker)
+            if record is not None:
+                transaction.event("job.record", study_uid=job.study_uid, job_id=job_id, **record)
             transaction.record_results(job, results, plan, summary)
             _end(transaction, job, State.DONE, "")
 

@@ -47,6 +47,7 @@ from .records import (
     to_event,
     to_instance,
     to_job,
+    to_result,
     to_study,
     to_text,
 )
@@ -156,7 +157,7 @@ class Ledger:
     def record_delivery(
         self, delivery_id: int, state: str, *, detail: str = "", next_at: datetime | None = None
     ) -> None:
-        """Remember an attempt: ``sent``, ``failed`` for good, or ``pending`` until `next_at`.
+        """Remember an attempt: ``sent``, ``failed`` or ``held``, or ``pending`` until `next_at`.
 
         What has ended stays as it ended, whatever a second courier has to say.
         """
@@ -184,6 +185,17 @@ class Ledger:
                 detail=detail,
             )
             transaction.end_deliveries(row.job_id)
+
+    def release(self, sop_uid: str, *, by: str = "") -> Result:
+        """Send a result that is held, with whatever is wrong with it.
+
+        Raises
+        ------
+        BadInput
+            No result has this UID, or it is not held.
+        """
+        with self.transaction() as transaction:
+            return transaction.release(sop_uid, by)
 
     def issue_token(self, purpose: str, *, lifetime_s: float = 3600.0) -> str:
         """Make a token; only its digest is kept."""
@@ -281,18 +293,12 @@ class Ledger:
         """List what a job made, in the order in which it is to be sent."""
         table = tables.results
         wanted = select(table).where(table.c.job_id == job_id).order_by(table.c.position)
-        return [
-            Result(
-                row.job_id,
-                row.label,
-                row.sop_class_uid,
-                row.sop_uid,
-                row.series_uid,
-                Path(row.path),
-                row.sha256,
-            )
-            for row in self._rows(wanted)
-        ]
+        return [to_result(row) for row in self._rows(wanted)]
+
+    def held(self) -> list[Result]:
+        """List the results that are not sent because something is wrong with them."""
+        table = tables.results
+        return [to_result(row) for row in self._rows(select(table).where(table.c.held != ""))]
 
     def deliveries(self, job_id: str) -> list[Delivery]:
         """List the deliveries of a job."""

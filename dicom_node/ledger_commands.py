@@ -1,6 +1,7 @@
 """The commands about what the ledger remembers."""
 
 import argparse
+import getpass
 import sys
 from typing import Any
 
@@ -18,7 +19,20 @@ def add(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for i
     export = verb(ledger, "export", _ledger_export, "all events as CSV, or JSON")
     export.add_argument("--study", help="only this StudyInstanceUID")
     tail = verb(ledger, "tail", _ledger_tail, "follow the events")
+    release = verb(verbs, "release", _release, "send results that are held, faults and all")
+    release.add_argument("uids", nargs="+", metavar="RESULT_UID")
     tail.add_argument("--once", action="store_true", help="the last ones, then end")
+
+
+def _release(arguments: argparse.Namespace) -> Outcome:
+    by = f"{getpass.getuser()} at the command line"
+    with _open_ledger(arguments) as ledger:
+        released = [ledger.release(uid, by=by) for uid in arguments.uids]
+        still = [each.sop_uid for each in ledger.held() if each.job_id == released[-1].job_id]
+    told = [f"{each.label} {each.sop_uid} is sent as it is" for each in released]
+    told += [f"still held, of the same job: {uid}" for uid in still]
+    data = {"released": [each.sop_uid for each in released], "still_held": still}
+    return Outcome(data, "\n".join(told))
 
 
 def _ledger_verify(arguments: argparse.Namespace) -> Outcome:

@@ -25,6 +25,7 @@ from .config import Config
 from .errors import BadInput, ConfigError, NotDicom, Unavailable
 from .instance import Instance
 from .routing import NoFit, Route, Rule
+from .validator import Validator
 
 if TYPE_CHECKING:
     from model import LaMed
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 
 SUMMARY = "summary.json"
-WRITTEN = ("draft.txt", "overlay.png", SUMMARY)  # besides the objects
+WRITTEN = ("draft.txt", "report.txt", "overlay.png", SUMMARY)  # besides the objects
 IMAGE_SUFFIXES = {".dcm", ".dicom", ".ima"}
 ASKED = "question"
 FIRST = "1"
@@ -69,6 +70,7 @@ def run(
         No protocol, or no profile, has this name.
     """
     protocols, wanted = serve.protocols(config), profiles.named(config, shown)
+    validator = Validator.of(config)
     rules = serve.rules(protocols)
     if protocol:
         rules = [each for each in rules if each.protocol == protocol]
@@ -85,7 +87,7 @@ def run(
     chosen = [each for each in instances if each.series_uid == route.series_uid]
     made = partial(_interpret, _load(config, tell), chosen, config=config, shown=wanted, tell=tell)
     reading = made(protocols[route.protocol])
-    return _save(reading, route, out, tell)
+    return _save(reading, route, chosen, validator, out, tell)
 
 
 def ask(
@@ -112,6 +114,7 @@ def ask(
         The question cannot be asked, or no series can be read.
     """
     asked, wanted = _checked(question), profiles.named(config, shown)
+    validator = Validator.of(config)
     instances = _instances(folder)
     route, lender = _route_question(instances, serve.protocols(config))
     _tell_choices(route, tell)
@@ -127,7 +130,11 @@ def ask(
         reading = made(replace(words, questions=(outline,)))
     from . import results
 
-    summary = _save(reading, route, out, tell) if out else results.summarize(reading, Path())
+    summary = (
+        _save(reading, route, chosen, validator, out, tell)
+        if out
+        else results.summarize(reading, Path())
+    )
     kept = {key: summary[key] for key in ("series", "model", "timings_s")}
     answer: dict[str, Any] = summary["answers"][0]
     return answer | kept | ({"outputs": summary["outputs"]} if out is not None else {})
@@ -142,6 +149,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"protocol     {summary['protocol']}",
         *(f"  {each['id']:<16} {_told(each)}" for each in summary["answers"]),
         *(f"{each['label']:<12} {each['path']}" for each in summary["outputs"]),
+        *_faults(summary["record"]),
     ]
     return "\n".join(lines)
 
@@ -370,10 +378,20 @@ def _is_ours(summary: Path) -> bool:
         return False
 
 
-def _save(reading: "Reading", route: Route, out: Path, tell: Tell) -> dict[str, Any]:
-    from . import results
+def _save(
+    reading: "Reading",
+    route: Route,
+    instances: Sequence[Instance],
+    validator: Validator,
+    out: Path,
+    tell: Tell,
+) -> dict[str, Any]:
+    from . import results, run_record
 
     summary = results.save(reading, out)
+    rows = results.rows(reading, out, "")
+    verdicts = {each.label: validator.check(each.path) for each in rows}
+    summary["record"] = run_record.compose(reading, instances, rows, verdicts)
     chosen = next(each for each in route.choices if each.chosen)
     summary["series"] |= {"reason": chosen.reason}
     summary["skipped"] = [
@@ -387,6 +405,16 @@ def _save(reading: "Reading", route: Route, out: Path, tell: Tell) -> dict[str, 
     partial.replace(out / SUMMARY)
     tell(f"written to {out}")
     return summary
+
+
+def _faults(record: dict[str, Any]) -> list[str]:
+    """Say of each object that is not valid what the validator said."""
+    told = [(each["label"], each["validation"]) for each in record["outputs"]]
+    return [
+        f"{each['state'].upper():<12} {label}: {'; '.join(each['lines'])}"
+        for label, each in told
+        if each["state"] != "valid"
+    ]
 
 
 def _model(summary: dict[str, Any]) -> str:

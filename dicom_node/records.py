@@ -68,6 +68,7 @@ class Result:
     series_uid: str
     path: Path
     sha256: str
+    held: str = ""  # why it is not sent, a line for each fault; empty: it is
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Delivery:
     job_id: str
     study_uid: str
     destination: str  # AET@HOST:PORT, or AET@HOST:PORT/PROFILE
-    state: str  # pending -> sent | failed
+    state: str  # pending -> sent | failed | held
     attempts: int
     next_at: datetime
     detail: str
@@ -170,6 +171,13 @@ def to_instance(row: Row[Any]) -> Instance:
     values["path"] = Path(values["path"])
     values["received_at"] = datetime.fromisoformat(values["received_at"])
     return Instance(**values)
+
+
+def to_result(row: Row[Any]) -> Result:
+    """Read a row of the results table."""
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
+    del values["position"]
+    return Result(**values | {"path": Path(values["path"])})
 
 
 def to_delivery(row: Row[Any]) -> Delivery:

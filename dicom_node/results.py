@@ -1,8 +1,8 @@
 """What a reading leaves on the disk: the objects, the draft as text, the picture, the summary.
 
 One folder for each job: ``LABEL.dcm`` of each object, as ``seg.dcm``, ``measurements.dcm``,
-``draft.dcm``; ``draft.txt``, ``overlay.png``, ``summary.json``. A repeated job writes the same
-names again.
+``draft.dcm``; ``draft.txt``, ``report.txt``, ``overlay.png``, ``summary.json``. A repeated job
+writes the same names again.
 """
 
 import hashlib
@@ -17,17 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from pydicom import Dataset
 
+import sr_templates
+from sr_templates.plain_text import plain_text
 from sr_templates.profile import EXTRAS
+from sr_templates.run_record import RECORD
 
 from . import overlay
 from .ledger import Result
+from .text_drop import SOURCE
 
 if TYPE_CHECKING:
     from .worker import Reading
 
 
-KINDS = ("seg", "measurements", "draft", *EXTRAS)
+KINDS = ("seg", "measurements", "draft", *EXTRAS, RECORD.name)
 LABEL = re.compile(rf"({'|'.join(KINDS)})(\.[a-z0-9-]+)*")
 
 
@@ -40,18 +45,27 @@ def save(reading: "Reading", folder: Path) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for label, instance in reading.objects.items():
-        write = partial(instance.save_as, enforce_file_format=True)
-        _write(folder / f"{label}.dcm", write)
+        save_object(instance, folder, label)
     for label in labels(folder).difference(reading.objects):
         (folder / f"{label}.dcm").unlink(missing_ok=True)
+    texts = {
+        "draft.txt": sr_templates.as_text(reading.draft),
+        SOURCE: plain_text(reading.draft),
+    }
     drawn, summary = picture(reading), summarize(reading, folder)
     told = json.dumps(summary, ensure_ascii=False, indent=2) + "\n"
-    _write(folder / "draft.txt", lambda path: path.write_text(reading.text, encoding="utf-8"))
+    for name, text in texts.items():
+        _write(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
     _write(folder / "overlay.png", lambda path: drawn.save(path, format="PNG"))
     _write(folder / "summary.json", lambda path: path.write_text(told, encoding="utf-8"))
     for each in (folder, folder.parent):
         _sync(each)
     return summary
+
+
+def save_object(instance: Dataset, folder: Path, label: str) -> None:
+    """Write one object under its label, whole or not at all."""
+    _write(folder / f"{label}.dcm", partial(instance.save_as, enforce_file_format=True))
 
 
 def labels(folder: Path) -> set[str]:
@@ -61,18 +75,21 @@ def labels(folder: Path) -> set[str]:
 
 def rows(reading: "Reading", folder: Path, job_id: str) -> list[Result]:
     """Tell the ledger which objects lie there, in the order in which they are to be sent."""
-    return [
-        Result(
-            job_id=job_id,
-            label=label,
-            sop_class_uid=str(instance.SOPClassUID),
-            sop_uid=str(instance.SOPInstanceUID),
-            series_uid=str(instance.SeriesInstanceUID),
-            path=folder / f"{label}.dcm",
-            sha256=hashlib.sha256((folder / f"{label}.dcm").read_bytes()).hexdigest(),
-        )
-        for label, instance in reading.objects.items()
-    ]
+    return [row(each, folder, job_id, label) for label, each in reading.objects.items()]
+
+
+def row(instance: Dataset, folder: Path, job_id: str, label: str) -> Result:
+    """Tell the ledger of one object that lies there."""
+    path = folder / f"{label}.dcm"
+    return Result(
+        job_id=job_id,
+        label=label,
+        sop_class_uid=str(instance.SOPClassUID),
+        sop_uid=str(instance.SOPInstanceUID),
+        series_uid=str(instance.SeriesInstanceUID),
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
 
 
 def picture(reading: "Reading") -> Image.Image:

@@ -94,6 +94,7 @@ results = Table(
     Column("series_uid", String, nullable=False),
     Column("path", String, nullable=False),
     Column("sha256", String, nullable=False),
+    Column("held", String, nullable=False, server_default=""),  # why it is not sent; empty: it is
 )
 
 deliveries = Table(

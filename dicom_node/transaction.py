@@ -12,9 +12,9 @@ from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from . import chain, tables
-from .errors import Mismatch
+from .errors import BadInput, Mismatch
 from .instance import Instance
-from .records import Job, Result, canonical, to_text
+from .records import Job, Result, canonical, to_result, to_text
 
 # From which states a study may come to which: anything else is a bug, and is refused.
 TRANSITIONS: Mapping[str, frozenset[str]] = {
@@ -207,17 +207,55 @@ class Transaction:
             destinations=list(plan),
             model=summary.get("model"),
         )
-        self.advance_for(job.id, ("processing",), "delivering" if plan else "done")
+        for each in results:
+            if each.held:
+                fault = {"label": each.label, "sop_uid": each.sop_uid, "reason": each.held}
+                self.event("result.held", **about, **fault)
+        self.advance_for(
+            job.id, ("processing",), "delivering" if plan else "done", self._held_of(job.id)
+        )
 
-    def restart_deliveries(self, job_id: str) -> None:
-        """Begin again to send what was given up."""
+    def release(self, sop_uid: str, by: str) -> Result:
+        """Let a held result go; see `Ledger.release`. Those who were to get it are sent it anew."""
+        table = tables.results
+        row = self.connection.execute(select(table).where(table.c.sop_uid == sop_uid)).one_or_none()
+        if row is None or not row.held:
+            what = "no result is known as" if row is None else "it is not held:"
+            raise BadInput(f"{what} {sop_uid}")
+        self.connection.execute(update(table).where(table.c.sop_uid == sop_uid).values(held=""))
+        job = self.connection.execute(
+            select(tables.jobs).where(tables.jobs.c.id == row.job_id)
+        ).one()
+        about = {"study_uid": job.study_uid, "job_id": job.id}
+        told = {"label": row.label, "sop_uid": sop_uid, "reason": row.held}
+        self.event("result.released", **about, **told, by=by)
+        self.restart_deliveries(job.id, ("sent", "held"), row.label)
+        self.advance_for(job.id, ("done", "failed"), "delivering")
+        self.end_deliveries(job.id)
+        return to_result(row)
+
+    def _held_of(self, job_id: str) -> str:
+        table = tables.results.c
+        held = self.connection.scalars(
+            select(table.label)
+            .where(table.job_id == job_id, table.held != "")
+            .order_by(table.position)
+        ).all()
+        return f"held, not sent: {', '.join(held)}" if held else ""
+
+    def restart_deliveries(
+        self, job_id: str, states: Sequence[str] = ("failed",), label: str = ""
+    ) -> None:
+        """Begin again to send what was given up, or what is in `states`; of one label, if any."""
         table = tables.deliveries
-        given_up = (table.c.job_id == job_id) & (table.c.state == "failed")
-        anew = {"state": "pending", "attempts": 0, "next_at": to_text(self.now)}
-        rows = self.connection.execute(update(table).where(given_up).values(anew).returning(table))
-        for row in rows.all():
-            told = {"study_uid": row.study_uid, "job_id": job_id, "destination": row.destination}
-            self.event("delivery.restarted", **told)
+        ended = (table.c.job_id == job_id) & table.c.state.in_(states)
+        for row in self.connection.execute(select(table).where(ended)).all():
+            if label and label not in json.loads(row.labels):
+                continue
+            anew = {"state": "pending", "attempts": 0, "next_at": to_text(self.now)}
+            self.connection.execute(update(table).where(table.c.id == row.id).values(anew))
+            about = {"study_uid": row.study_uid, "job_id": job_id}
+            self.event("delivery.restarted", **about, destination=row.destination)
 
     def end_deliveries(self, job_id: str) -> None:
         """Move the study on when the last delivery of the job that speaks for it has ended."""
@@ -230,5 +268,5 @@ class Transaction:
             job_id,
             ("delivering",),
             "failed" if failed else "done",
-            f"not delivered to {'; '.join(failed)}" if failed else "",
+            f"not delivered to {'; '.join(failed)}" if failed else self._held_of(job_id),
         )

@@ -1,6 +1,7 @@
 """THE STORY: a job is claimed, its series becomes a volume, the model is asked, objects are made.
 
-    claim -> volume.load -> LaMed.read -> masks back on the source grid -> encode -> save -> record
+    claim -> volume.load -> LaMed.read -> masks back on the source grid -> encode -> save -> check
+    -> record
 
 `interpret` is the whole way of one series and knows no queue; `Worker` puts the queue around it.
 With the command line the only module of the node that knows the model and the templates.
@@ -11,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -24,12 +26,16 @@ from pydicom import Dataset
 import model
 import sr_templates
 from sr_templates import GENERIC, Algorithm, Finding, Predecessor, Profile, Protocol
+from sr_templates.run_record import RECORD, encode_record
 
-from . import profiles, results, volume
+from . import profiles, results, run_record, volume
 from .config import Config
+from .destinations import TEXT
 from .errors import BadInput, Mismatch, Unavailable
+from .instance import Instance
 from .jobs import Job, Jobs, State
-from .ledger import Ledger
+from .ledger import Ledger, Result
+from .validator import Validator
 from .volume import SourceVolume
 
 log = logging.getLogger(__name__)
@@ -51,7 +57,8 @@ class Reading:
     findings: tuple[Finding, ...]  # one for each answer; masks on the source grid
     masks: Mapping[str, NDArray[np.bool_]]  # by question, on the canonical grid
     objects: Mapping[str, Dataset]  # by label: seg, measurements, draft, measurements.ohif, ...
-    text: str  # the draft that all destinations can show
+    draft: Dataset  # the one that all destinations can show
+    algorithm: Algorithm
     timings_s: Mapping[str, float]
 
 
@@ -88,6 +95,7 @@ def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
         The model or the templates refuse what they were given.
     """
     timings: dict[str, float] = {}
+    algorithm = _algorithm(lamed, manufacturer)
     with _timed(timings, "volume", tell, f"stacking {len(paths)} instances"):
         source = volume.load(paths)
     with _timed(timings, "read", tell, f"asking {len(protocol.questions)} questions"):
@@ -100,16 +108,24 @@ def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
             protocol,
             source.sources,
             findings,
-            _algorithm(lamed, manufacturer),
+            algorithm,
             job_id=job_id,
             image=source.image,
             created_at=created_at,
             profiles=profiles.once(shown),
             predecessors=predecessors,
         )
-    text = sr_templates.as_text(objects["draft"])
     return Reading(
-        protocol, source, lamed.card, tuple(answers), findings, masks, objects, text, timings
+        protocol=protocol,
+        source=source,
+        card=lamed.card,
+        answers=tuple(answers),
+        findings=findings,
+        masks=masks,
+        objects=objects,
+        draft=objects["draft"],
+        algorithm=algorithm,
+        timings_s=timings,
     )
 
 
@@ -134,7 +150,7 @@ class Worker:
     ) -> None:
         self._ledger, self._jobs, self._lamed = ledger, jobs, lamed
         self._protocols, self._config, self._name = protocols, config, name
-        self._profiles = profiles.known(config)
+        self._profiles, self._validator = profiles.known(config), Validator.of(config)
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; a job that is under way is finished first."""
@@ -183,34 +199,80 @@ class Worker:
         protocol = self._protocols.get(job.protocol)
         if protocol is None:
             raise BadInput(f"no protocol is called {job.protocol!r}")
+        inputs = self._inputs(job)
         reading = interpret(
-            self._paths(job),
+            [each.path for each in inputs],
             protocol,
             self._lamed,
             job_id=job.id,
             created_at=job.created_at,
             manufacturer=self._config.manufacturer,
             shown=profiles.of(self._config),
+            predecessors=self._predecessors(job),
             tell=lambda text: log.info("job.step", extra={"job": job.id, "step": text}),
         )
         folder = (self._config.results_dir / job.id).absolute()
         summary = results.save(reading, folder)
-        rows = results.rows(reading, folder, job.id)
+        rows, record = self._examined(job, reading, inputs, folder)
         plan = self._plan([each.label for each in rows])
-        return partial(self._jobs.complete, job.id, self._name, rows, plan, summary)
+        complete = partial(self._jobs.complete, job.id, self._name, rows, plan, summary)
+        return partial(complete, record=record)
+
+    def _examined(
+        self, job: Job, reading: Reading, inputs: Sequence[Instance], folder: Path
+    ) -> tuple[list[Result], dict[str, Any]]:
+        """Check what lies in the folder; give it, with what is to be held, and the run's record."""
+        rows = results.rows(reading, folder, job.id)
+        verdicts = {each.label: self._validator.check(each.path) for each in rows}
+        record = run_record.compose(reading, inputs, rows, verdicts)
+        if self._config.run_record:
+            made = encode_record(
+                record,
+                reading.protocol,
+                reading.source.sources,
+                list(reading.objects.values()),
+                reading.algorithm,
+                job_id=job.id,
+                created_at=job.created_at,
+            )
+            results.save_object(made, folder, RECORD.name)
+            rows.append(results.row(made, folder, job.id, RECORD.name))
+            verdicts[RECORD.name] = self._validator.check(rows[-1].path)
+        held = self._validator.held(rows, verdicts)
+        return [replace(each, held=held.get(each.label, "")) for each in rows], record
 
     def _plan(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Say which of the objects each destination gets."""
+        """Say which of the objects each destination gets, and which the RIS."""
+        record = [each for each in labels if each == RECORD.name]
+        plan = {}
+        for each in self._config.destinations:
+            profile = self._profiles[each.profile]
+            # What takes no Enhanced SR for a draft takes none for a record.
+            more = record if profile.report == "enhanced" else []
+            plan[str(each)] = (*sr_templates.chosen(profile, labels), *more)
+        if self._config.report_text_dir:
+            plan[f"{TEXT}{Path(self._config.report_text_dir).absolute()}"] = ("draft",)
+        return plan
+
+    def _predecessors(self, job: Job) -> dict[str, Predecessor]:
+        """Give by label what the last job before this one sent of the same study and protocol."""
+        earlier = [
+            each
+            for each in self._ledger.jobs(job.study_uid)
+            if each.protocol == job.protocol and each.created_at < job.created_at
+            if any(sent.state == "sent" for sent in self._ledger.deliveries(each.id))
+        ]
         return {
-            str(each): sr_templates.chosen(self._profiles[each.profile], labels)
-            for each in self._config.destinations
+            each.label: Predecessor(
+                job.study_uid, each.series_uid, each.sop_class_uid, each.sop_uid
+            )
+            for each in (self._ledger.results(earlier[-1].id) if earlier else ())
+            if not each.held
         }
 
-    def _paths(self, job: Job) -> list[Path]:
+    def _inputs(self, job: Job) -> list[Instance]:
         wanted = set(job.sop_uids)
-        return [
-            each.path for each in self._ledger.instances(job.study_uid) if each.sop_uid in wanted
-        ]
+        return [each for each in self._ledger.instances(job.study_uid) if each.sop_uid in wanted]
 
     def _renew(self, job: Job) -> bool:
         return self._jobs.heartbeat(job.id, self._name, self._config.lease_s)

@@ -17,7 +17,7 @@ from dicom_node.scp import Scp
 from dicom_node.supervisor import announce, withdraw
 
 LOOKS = ["settings", "names", "disk", "ports", "ledger", "protocols", "profiles"]
-LOOKS += ["checkpoint", "device"]
+LOOKS += ["validator", "checkpoint", "device"]
 Look = Callable[..., dict[str, Finding]]
 
 

@@ -28,7 +28,7 @@ NUMBERS = {
 SECONDS = sorted(each for each in NUMBERS if each.endswith("_s"))
 COUNTS = sorted(set(NUMBERS) - set(SECONDS))
 TEXTS = ("ae_title", "dicom_host", "http_host", "checkpoint", "device", "dtype", "protocols")
-TEXTS += ("fallback_protocol", "manufacturer")
+TEXTS += ("fallback_protocol", "manufacturer", "validate", "report_text_dir")
 TABLED = ("destinations", "profiles")
 PACS, VIEWER = Destination("PACS", "10.0.0.5", 104), Destination("VIEWER", "localhost", 4242)
 
@@ -46,7 +46,7 @@ def test_every_setting_has_a_default_and_a_help_that_names_its_range() -> None:
     assert settings.load(environ={}) == Config()
     rows = {each.name: each for each in settings.describe(environ={})}
     assert list(rows) == [each.name for each in fields(Config)]
-    assert set(rows) == {*NUMBERS, *TEXTS, "data_dir", "calling_ae_titles", *TABLED}
+    assert set(rows) == {*NUMBERS, *TEXTS, "data_dir", "calling_ae_titles", "run_record", *TABLED}
     for row in rows.values():
         assert (row.value, row.origin) == (row.default, "default")
         assert len(row.help.split()) > 3
@@ -264,6 +264,8 @@ def test_every_setting_can_come_from_the_environment(name: str) -> None:
     values: dict[str, tuple[str, Any]] = {
         "data_dir": ("/d", Path("/d")),
         "device": ("cpu", "cpu"),
+        "validate": ("required", "required"),
+        "run_record": ("True", True),
         "dtype": ("float32", "float32"),
         "calling_ae_titles": ("A,B", ("A", "B")),
         "destinations": (str(PACS), (PACS,)),
@@ -319,3 +321,13 @@ def test_the_process_s_own_environment_is_read(tmp_path: Path) -> None:
         check=True,
     )
     assert ran.stdout == "3.0\n"
+
+
+def test_what_is_neither_true_nor_false_is_refused(tmp_path: Path) -> None:
+    assert load("run_record = true", tmp_path).run_record is True
+    assert settings.load(environ={"LAMED_RUN_RECORD": "false"}).run_record is False
+    for value in ("1", '"yes"'):
+        with pytest.raises(ConfigError, match="run_record must be true or false, not"):
+            load(f"run_record = {value}", tmp_path)
+    with pytest.raises(ConfigError, match="validate must be auto, off or required, not 'on'"):
+        load('validate = "on"', tmp_path)

@@ -12,8 +12,9 @@ import pytest
 from desk import until
 from pydicom import dcmread
 
-from dicom_node import delivery, sample
+from dicom_node import delivery, sample, text_drop
 from dicom_node.config import Config, Destination
+from dicom_node.errors import BadInput
 from dicom_node.instance import Instance
 from dicom_node.jobs import Jobs
 from dicom_node.ledger import Delivery, Ledger, Result
@@ -86,6 +87,7 @@ def finish(ledger: Ledger, made: list[Path]) -> Callable[..., str]:
         *destinations: Destination | str,
         paths: Sequence[Path] = (),
         plan: Mapping[str, Sequence[str]] | None = None,
+        held: Mapping[str, str] | None = None,
     ) -> str:
         number = len(done) + 1
         ledger.record_instance(
@@ -106,7 +108,16 @@ def finish(ledger: Ledger, made: list[Path]) -> Callable[..., str]:
         job = jobs.claim("worker", 60)
         assert job is not None
         results = [
-            Result(job.id, label, "1", f"2.{number}.{label}", "1", path, "")
+            Result(
+                job.id,
+                label,
+                "1",
+                f"2.{number}.{label}",
+                "1",
+                path,
+                "",
+                (held or {}).get(label, ""),
+            )
             for label, path in zip(CLASSES, paths or made, strict=True)
         ]
         plan = plan or {str(each): CLASSES for each in destinations}
@@ -357,3 +368,56 @@ def test_each_destination_gets_what_it_can_show(
         assert delivery.deliver(ledger, config, only(ledger, job_id))
         assert peer.stored() == [str(dcmread(made[2]).SOPInstanceUID)]
     assert only(ledger, job_id).detail == "1 instances stored"
+
+
+def test_what_is_held_stays_here_until_somebody_lets_it_go(
+    ledger: Ledger, config: Config, finish: Callable[..., str], made: list[Path], tmp_path: Path
+) -> None:
+    uids = [str(dcmread(path).SOPInstanceUID) for path in made]
+    with pacs(tmp_path) as peer:
+        job_id = finish(peer.address, held={"seg": "not as wanted\nError - x", "draft": "too"})
+        assert events(ledger, "result.held")[0]["reason"] == "not as wanted\nError - x"
+        assert [each.label for each in ledger.held()] == ["seg", "draft"]
+        assert delivery.deliver(ledger, config, only(ledger, job_id))
+        assert peer.stored() == [uids[1]]
+        assert only(ledger, job_id).detail == "1 instances stored, 2 held"
+        assert study_of(ledger, job_id) == ("done", "held, not sent: seg, draft")
+        for each in ledger.held():
+            assert ledger.release(each.sop_uid, by="me").label == each.label
+        assert (study_of(ledger, job_id)[0], ledger.held()) == ("delivering", [])
+        assert delivery.deliver(ledger, config, only(ledger, job_id))
+        assert set(peer.stored()) == set(uids)
+    assert study_of(ledger, job_id) == ("done", "")
+    assert [each["by"] for each in events(ledger, "result.released")] == ["me", "me"]
+    with pytest.raises(BadInput, match=r"it is not held: 2\.1\.seg"):
+        ledger.release("2.1.seg")
+    with pytest.raises(BadInput, match="no result is known as 7"):
+        ledger.release("7")
+    assert ledger.verify()
+
+
+def test_a_job_all_of_whose_objects_are_held_sends_nothing(
+    ledger: Ledger, config: Config, finish: Callable[..., str]
+) -> None:
+    job_id = finish(dead(), held=dict.fromkeys(CLASSES, "wrong"))
+    assert not delivery.deliver(ledger, config, only(ledger, job_id))
+    assert (only(ledger, job_id).state, ledger.due_deliveries()) == ("held", [])
+    assert study_of(ledger, job_id) == ("done", "held, not sent: seg, measurements, draft")
+    ledger.release("2.1.draft")
+    assert only(ledger, job_id).state == "pending"
+
+
+def test_a_ris_gets_the_draft_as_a_text_once_its_folder_is_there(
+    ledger: Ledger, config: Config, finish: Callable[..., str], made: list[Path], tmp_path: Path
+) -> None:
+    made[2].with_name("report.txt").write_text("AI DRAFT", encoding="utf-8")
+    share = tmp_path / "share"
+    job_id = finish(plan={f"text:{share}": ["draft"]})
+    assert not delivery.deliver(ledger, config, only(ledger, job_id))
+    assert f"cannot put the report into {share}: No such file" in only(ledger, job_id).detail
+    share.mkdir()
+    assert delivery.deliver(ledger, config, only(ledger, job_id))
+    (written,) = share.iterdir()
+    assert written.name == f"1.2.1_{job_id}.txt"
+    assert written.read_text(encoding="utf-8") == "AI DRAFT"
+    assert text_drop.name("../A 1/\\ß", "0f") == "_A_1__0f.txt"

@@ -75,7 +75,7 @@ def sha256(path: Path) -> str:
 
 def test_a_folder_has_every_file_and_no_other(folder: Path) -> None:
     objects = {f"{label}.dcm" for label in CLASSES}
-    others = {"draft.txt", "overlay.png", "summary.json"}
+    others = {"draft.txt", "report.txt", "overlay.png", "summary.json"}
     assert {each.name for each in folder.iterdir()} == objects | others
     for label, sop_class in CLASSES.items():
         assert dcmread(folder / f"{label}.dcm").SOPClassUID == sop_class
@@ -214,12 +214,15 @@ def test_a_repeat_makes_the_same_bytes(
 def test_what_an_earlier_reading_left_is_not_taken_for_this_one_s(
     images: list[Path], lamed: model.LaMed, reading: Reading, tmp_path: Path
 ) -> None:
-    (tmp_path / "notes.txt").write_text("of somebody else", encoding="utf-8")
+    for name in ("notes.txt", "seg.of-another.1.DCM", "scan.dcm"):
+        (tmp_path / name).write_text("of somebody else", encoding="utf-8")
+    (tmp_path / "seg.weasis.2.dcm").write_text("of an earlier attempt", encoding="utf-8")
     results.save(reading, tmp_path)
     words = read(images, lamed, WORDS)
     told = results.save(words, tmp_path)
     assert {each.name for each in tmp_path.iterdir()} == {
-        *("draft.dcm", "draft.txt", "overlay.png", "summary.json", "notes.txt")
+        *("draft.dcm", "draft.txt", "report.txt", "overlay.png", "summary.json"),
+        *("notes.txt", "seg.of-another.1.DCM", "scan.dcm"),
     }
     assert [each["label"] for each in told["outputs"]] == ["draft"]
     assert [each["mask"] for each in told["answers"]] == [None]

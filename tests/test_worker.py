@@ -75,7 +75,7 @@ def test_a_study_is_read_and_every_step_is_told_in_its_order(done: Desk) -> None
     assert told == [
         *("study.opened", "study.completion_requested", "study.complete", "study.routed"),
         *("job.queued", "queued", "job.claimed", "processing"),
-        *("job.results", "delivering", "job.done"),
+        *("job.record", "job.results", "delivering", "job.done"),
     ]
     assert done.ledger.verify() == len(done.ledger.events())
     (delivery,) = done.ledger.deliveries(done.job.id)

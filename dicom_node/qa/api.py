@@ -83,6 +83,7 @@ def _job(ledger: Ledger, job: Job) -> dict[str, Any]:
                 "sop_class_uid": each.sop_class_uid,
                 "sop_instance_uid": each.sop_uid,
                 "sha256": each.sha256,
+                "held": each.held,
             }
             for each in ledger.results(job.id)
         ],

@@ -14,7 +14,9 @@ MOVING = frozenset(STATES[:4])
 PAGE = 50  # studies on a page
 EVENTS = 200  # events on a page
 DRAFT, PICTURE = "draft.txt", "overlay.png"
-HIDDEN = frozenset({"series", "model", "results", "sha256"})  # shown elsewhere on the card
+HIDDEN = frozenset(  # shown elsewhere on the card
+    {"series", "model", "results", "sha256", "inputs", "parameters", "libraries", "outputs"}
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One part of the record of a run, a line for each thing that it tells."""
+
+    name: str
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Card:
     """The page of one study; `job` is the one that is shown, None if there is none yet."""
 
@@ -69,6 +79,7 @@ class Card:
     draft: Sequence[Line]
     picture: bool
     model: dict[str, Any]
+    record: Sequence[Part]
     steps: Sequence[Step]
 
     @property
@@ -109,6 +120,7 @@ def card(ledger: Ledger, results_dir: Path, study: Study, job_id: str = "") -> C
     jobs = ledger.jobs(study.study_uid)
     named = [each for each in jobs if each.id == job_id]
     job = (named or jobs)[-1] if jobs else None
+    events = ledger.events(study_uid=study.study_uid)
     folder = results_dir / (job.id if job else "none")
     results = ledger.results(job.id) if job else []
     return Card(
@@ -120,7 +132,8 @@ def card(ledger: Ledger, results_dir: Path, study: Study, job_id: str = "") -> C
         draft=list(lines(_text(folder / DRAFT))) if results else [],
         picture=bool(results) and (folder / PICTURE).is_file(),
         model=(job.summary.get("model") if job else None) or {},
-        steps=list(timeline(ledger.events(study_uid=study.study_uid))),
+        record=_record(events, job),
+        steps=list(timeline(events)),
     )
 
 
@@ -177,6 +190,30 @@ def person(name: str) -> str:
     spelling = next((each for each in name.split("=") if each.strip("^ ")), "")
     family, _, given = spelling.partition("^")
     return ", ".join(filter(None, (family.strip(), " ".join(given.replace("^", " ").split()))))
+
+
+def _record(events: Sequence[Event], job: Job | None) -> list[Part]:
+    """Give the record of the last run of a job; nothing if there is none yet."""
+    if job is None:
+        return []
+    kept = [each for each in events if (each.kind, each.job_id) == ("job.record", job.id)]
+    record = kept[-1].data if kept else {}
+    return [Part(key.replace("_", " "), list(_entries(each))) for key, each in record.items()]
+
+
+def _entries(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (f"{key}: {_entry(each)}" for key, each in value.items())
+    elif isinstance(value, list):
+        yield from map(_entry, value)
+    else:
+        yield str(value)
+
+
+def _entry(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_entry(each)}" for key, each in value.items())
+    return "; ".join(map(_entry, value)) if isinstance(value, list) else str(value)
 
 
 def _plain(value: object) -> str:

@@ -1,0 +1,131 @@
+"""What dciodvfy says of an object, and what becomes of one that it finds fault with."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import drafts
+import pytest
+from pydicom import Dataset
+
+from dicom_node import sample, validator
+from dicom_node.config import Config
+from dicom_node.errors import Unavailable
+from dicom_node.ledger import Result
+from dicom_node.validator import Validator, Verdict
+
+WRONG = "1.2.3.4.5.06"  # PS3.5 9.1: no component begins with a zero
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Dataset]:
+    return drafts.encoded()
+
+
+def saved(made: dict[str, Dataset], folder: Path) -> list[Result]:
+    paths = sample.write(list(made.values()), folder)
+    return [
+        Result("job", label, str(ds.SOPClassUID), str(ds.SOPInstanceUID), "1", path, "")
+        for (label, ds), path in zip(made.items(), paths, strict=True)
+    ]
+
+
+def fake(folder: Path, *lines: str) -> str:
+    """A program in the validator's place."""
+    path = folder / "dciodvfy"
+    path.write_text("\n".join([f"#!{sys.executable}", *lines]), encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_what_the_node_writes_is_valid(
+    made: dict[str, Dataset], tmp_path: Path, tool: Callable[[str], str]
+) -> None:
+    found = Validator(tool("dciodvfy"))
+    assert {each.label: found.check(each.path) for each in saved(made, tmp_path)} == dict.fromkeys(
+        made, Verdict("valid")
+    )
+
+
+def test_an_error_is_quoted_and_holds_the_object_and_what_refers_to_it(
+    tmp_path: Path, tool: Callable[[str], str]
+) -> None:
+    wrong = drafts.encoded()
+    del wrong["seg"].SegmentSequence[0].SegmentLabel
+    rows, program = saved(wrong, tmp_path), Validator(tool("dciodvfy"))
+    verdicts = {each.label: program.check(each.path) for each in rows}
+    assert [each.state for each in verdicts.values()] == ["invalid", "valid", "valid"]
+    (line,) = [each for each in verdicts["seg"].lines if "SegmentLabel" in each]
+    assert line.startswith("Error - ")
+    held = program.held(rows, verdicts)
+    assert line in held["seg"].splitlines()
+    assert held["measurements"] == held["draft"] == "refers to seg, held too"
+
+
+def test_nothing_wrong_holds_nothing_back(made: dict[str, Dataset], tmp_path: Path) -> None:
+    unchecked = dict.fromkeys(made, Verdict("unchecked", ("absent",)))
+    rows = saved(made, tmp_path)
+    assert Validator().held(rows, unchecked) == {}
+    required = Validator(required=True).held(rows, unchecked)
+    assert required == dict.fromkeys(made, "not validated\nabsent")
+
+
+def test_a_program_that_does_not_end_gives_no_verdict_and_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validator, "TIMEOUT_S", 0.5)
+    program = fake(
+        tmp_path,
+        "import subprocess, sys",
+        "subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])",
+    )
+    start = time.monotonic()
+    found = Validator(program).check(tmp_path)
+    assert found == Verdict("unchecked", ("no verdict in 0.5 s",))
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended with code -11"),
+        ("raise SystemExit(3)", "ended with code 3"),
+    ],
+)
+def test_a_program_that_fails_finds_no_fault_with_the_object(
+    line: str, told: str, tmp_path: Path
+) -> None:
+    found = Validator(fake(tmp_path, line)).check(tmp_path)
+    assert (found.state, found.lines) == ("unchecked", (f"dciodvfy {told}",))
+
+
+def test_a_program_that_is_gone_gives_no_verdict(tmp_path: Path) -> None:
+    found = Validator(str(tmp_path / "gone")).check(tmp_path)
+    assert (found.state, found.lines) == (
+        "unchecked",
+        (f"{tmp_path / 'gone'}: No such file or directory",),
+    )
+
+
+def test_the_setting_decides(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = Validator.of(replace(config, validate="off"))
+    assert off.check(config.data_dir) == Verdict("unchecked", ("the setting validate is off",))
+    monkeypatch.setattr(validator, "find", lambda: "")
+    told = Validator.of(config).check(config.data_dir)
+    assert (told.state, told.lines) == ("unchecked", (validator.ABSENT,))
+    with pytest.raises(Unavailable, match="validate is required, but dciodvfy is not on this"):
+        Validator.of(replace(config, validate="required"))
+
+
+def test_the_program_of_our_own_environment_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    other = fake(tmp_path, "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    assert validator.find() == other
+    ours = fake(tmp_path / "bin", "")
+    assert validator.find() == ours
