@@ -3,18 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import highdicom as hd
 import numpy as np
 from pydicom import Dataset
 
 from dicom_node import sample
-from sr_templates import Algorithm, Finding, Protocol, encode, load_protocols
+from sr_templates import GENERIC, Algorithm, Finding, Profile, Protocol, encode, load_protocols
+from sr_templates.profile import EXTRAS, PDF
 
 PROTOCOLS = load_protocols()
 ALGORITHM = Algorithm("LaMed", "1.2.3", "0f" * 32, parameters={"decoding": "greedy"})
 CREATED_AT = datetime(2026, 3, 4, 5, 6, 7)  # noqa: DTZ001 - local, as the study's own times
 JOB = "0123456789abcdef0123456789abcdef"
+KEY_IMAGES, PRESENTATION, KEY_OBJECTS = ((GENERIC.like(extras=(each,)),) for each in EXTRAS[1:])
+PAGE, ALL_EXTRAS = (GENERIC.like(extras=(PDF,)),), (GENERIC.like(extras=EXTRAS),)
 SHAPE = (12, 20, 24)
 SPACING_MM = (3.0, 1.5, 1.25)
 SERIES = {
@@ -73,6 +77,7 @@ def encoded(
     job_id: str = JOB,
     text: str = "No.",
     without: Sequence[str] = (),
+    profiles: Sequence[Profile] = (GENERIC,),
 ) -> dict[str, Dataset]:
     """Encode a whole answered protocol."""
     sources, volume = stack(series(name) if instances is None else instances)
@@ -84,6 +89,24 @@ def encoded(
         job_id=job_id,
         image=volume,
         created_at=CREATED_AT,
+        profiles=profiles,
+    )
+
+
+def encoded_enhanced(modality: str = "CT", **options: Any) -> dict[str, Dataset]:
+    """Encode a whole answered protocol about one multi-frame image."""
+    protocol = PROTOCOLS[{"CT": "ct_chest", "MR": "mr_brain"}[modality]]
+    source = sample.enhanced(modality=modality, shape=SHAPE)
+    volume = hd.image.Image.from_dataset(source).get_volume(dtype=np.float32)
+    return encode(
+        protocol,
+        [source],
+        findings(protocol, volume),
+        ALGORITHM,
+        job_id=JOB,
+        image=volume,
+        created_at=CREATED_AT,
+        **options,
     )
 
 
