@@ -395,7 +395,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.worker import Worker
 
 class Slow(Jobs):
-    def complete(self, *given):
+    def complete(self, *given, **named):
         print("recording", flush=True)
         threading.Event().wait()
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from desk import CHEST, PACS, PROTOCOLS, Desk, slices
+from desk import CHEST, PACS, PROTOCOLS, Desk, ct, slices
+from pydicom import dcmread
 
 import model
 from dicom_node import sample, volume, worker
@@ -63,3 +64,34 @@ def test_how_sure_the_model_is_lies_where_the_mask_does(tmp_path: Path) -> None:
     assert found.geometry_equal(finding.mask)
     assert 0 <= found.array.min() < found.array.max() <= 1
     assert np.array_equal(found.array > 0.5, finding.mask.array != 0)
+
+
+def again(desk: Desk, digest: str) -> None:
+    """Let the same images be read anew, as by another model."""
+    desk.jobs.enqueue(desk.study_uid, "ct_chest", desk.job.sop_uids, model_digest=digest, series=[])
+    assert desk.worker().step()
+
+
+def replaced(desk: Desk) -> set[str]:
+    made = dcmread(desk.results()["draft"].path)
+    return {
+        str(instance.ReferencedSOPInstanceUID)
+        for study in made.get("PredecessorDocumentsSequence", ())
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+
+
+def test_a_report_that_takes_the_place_of_a_delivered_one_says_so(desk: Desk) -> None:
+    desk.receive(ct())
+    assert desk.worker().step()
+    assert replaced(desk) == set()
+    again(desk, "second")
+    assert replaced(desk) == set(), "the first was not delivered"
+    second = desk.results()["draft"]
+    (delivery,) = desk.ledger.deliveries(desk.job.id)
+    desk.ledger.record_delivery(delivery.id, "sent")
+    again(desk, "third")
+    assert replaced(desk) == {second.sop_uid}
+    again(desk, "fourth")
+    assert replaced(desk) == {second.sop_uid}, "the third was not delivered"
