@@ -6,6 +6,7 @@ import pytest
 from pydicom import Dataset
 
 from sr_templates import Finding, as_text, encode
+from sr_templates.profile import PROFILES
 from tests.drafts import (
     ALGORITHM,
     CREATED_AT,
@@ -115,6 +116,26 @@ def test_an_outline_refers_to_its_segment() -> None:
     assert made["seg"].SegmentSequence[number - 1].SegmentLabel == "Left lung"
     assert left.TextValue.startswith("Left lung. AI: outlined, ")
     assert left.TextValue.endswith("(segment 1).")
+
+
+def test_what_was_outlined_is_said_where_no_segment_goes() -> None:
+    sources, volume = stack(series())
+    made = encode(
+        CHEST,
+        sources,
+        findings(CHEST, volume),
+        ALGORITHM,
+        job_id=JOB,
+        image=volume,
+        created_at=CREATED_AT,
+        profiles=[PROFILES["legacy-pacs"]],
+    )
+    said = texts(made["draft.legacy-pacs"], "Findings")
+    labels = [each.target.label for each in CHEST.targets if each.target]
+    assert [each.split(", ")[0] for each in said[-len(labels) :]] == [
+        f"{label}. AI: outlined" for label in labels
+    ]
+    assert not any("segment" in each for each in said)
 
 
 def test_an_outline_that_was_given_to_others_is_said_to_be_left_out() -> None:

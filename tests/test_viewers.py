@@ -32,6 +32,11 @@ COLOURS = {each.target.label: each.target.colour_rgb for each in PROTOCOL.target
 NOTICE = "AI DRAFT - NOT FOR DIAGNOSTIC USE - UNVERIFIED"
 ASKED = PROFILES["ohif"].like(extras=(PDF, KEY_IMAGES))
 SEED = 1  # a chest with a nodule and a mass
+SAID = {
+    "technique": "Yes, in the arterial phase.",
+    "airways": "Yes.",
+    "mass": "There is a nodule in the lower part of the left lung, and a mass in the upper part.",
+}
 ENOUGH = 0.95  # Dice of what is drawn and what is true
 AIR_HU, LEVEL_HU, WIDTH_HU = -1000, 40, 400
 
@@ -44,7 +49,7 @@ class Shown:
     objects: dict[str, Dataset]
     grey: Truth
     organs: dict[str, Truth]  # by label of the segment
-    impression: str
+    answers: dict[str, str]  # by id of the question
 
     @property
     def study_uid(self) -> str:
@@ -67,11 +72,11 @@ def shown() -> Shown:
     sources, volume = drafts.stack(images)
     order = [int(each.InstanceNumber) - 1 for each in sources]
     organs = {label: Truth(case.organ(label.lower()), case.spacing_mm) for label in COLOURS}
-    impression = report(case)
+    answers = SAID | {"impression": report(case)}
     findings = [
         Finding(
             each,
-            impression if each.id == "impression" else "No.",
+            answers.get(each.id, "No."),
             volume.with_array(organs[each.target.label].values[order].astype(np.uint8))
             if each.target
             else None,
@@ -88,7 +93,7 @@ def shown() -> Shown:
         created_at=drafts.CREATED_AT,
         profiles=[GENERIC, ASKED],
     )
-    return Shown(images, objects, Truth(windowed(case.voxels), case.spacing_mm), organs, impression)
+    return Shown(images, objects, Truth(windowed(case.voxels), case.spacing_mm), organs, answers)
 
 
 def padded(case: Case) -> Case:
@@ -166,7 +171,7 @@ def test_ohif_draws_each_segment_on_its_organ(ohif: Ohif, shown: Shown) -> None:
 
 def test_ohif_reads_the_draft(ohif: Ohif, shown: Shown) -> None:
     ohif.show("AI DRAFT report:")
-    for words in ("CT Chest Report", NOTICE, "Findings", "Impressions", shown.impression):
+    for words in ("CT Chest Report", NOTICE, "Findings", "Impressions", *shown.answers.values()):
         expect(ohif.page.get_by_text(words).first).to_be_visible(timeout=viewer.PATIENCE_MS)
     viewer.keep(ohif.page, "ohif-draft")
 
@@ -202,7 +207,7 @@ def test_dcmtk_makes_a_page_of_the_draft_that_reads_well(
         page.goto((tmp_path / "draft.html").as_uri())
         viewer.keep(page, "dsr2html-draft")
         expect(page.get_by_role("heading", name="CT Chest Report")).to_be_visible()
-        for words in (NOTICE, "Findings", "Impressions", shown.impression, "UNVERIFIED"):
+        for words in (NOTICE, "Findings", "Impressions", *shown.answers.values()):
             expect(page.get_by_text(words).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
