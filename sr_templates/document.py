@@ -23,6 +23,12 @@ NO_KNOWLEDGE = (
     f"{UNTRAINED} MODEL. Its weights were never trained: every answer, outline and number in this "
     "draft is meaningless. It serves to test the connection and must not be read as findings."
 )
+# Body parts of PS3.16 table L-1 of which there is one.
+UNPAIRED = frozenset(
+    "ABDOMEN ABDOMENPELVIS BLADDER BRAIN CHEST CHESTABDOMEN CHESTABDPELVIS CSPINE HEAD HEADNECK "
+    "HEART LIVER LSPINE MEDIASTINUM NECK PANCREAS PELVIS PROSTATE SKULL SPINE SPLEEN STOMACH "
+    "TRACHEA TSPINE UTERUS WHOLEBODY".split()  # noqa: SIM905 - to be read as one list of words
+)
 
 
 @dataclass(frozen=True)
@@ -186,13 +192,14 @@ class Document:
     def locate(self, made: Dataset) -> Dataset:
         """Write which part of the body a series of pictures shows, as the source has it.
 
-        Without a part it is not known whether it is a paired one (PS3.3 C.7.3.1).
+        Of a part that there are two of, or may be, the side is told, if only as unknown
+        (PS3.3 C.7.3.1).
         """
         source = self.sources[0]
         for keyword in ("BodyPartExamined", "Laterality"):
             if source.get(keyword):
                 made[keyword] = source[keyword]
-        if not source.get("BodyPartExamined") and "Laterality" not in made:
+        if source.get("BodyPartExamined") not in UNPAIRED and "Laterality" not in made:
             made.Laterality = ""
         return made
 
