@@ -24,10 +24,10 @@ NO_KNOWLEDGE = (
     "draft is meaningless. It serves to test the connection and must not be read as findings."
 )
 # Body parts of PS3.16 table L-1 of which there is one.
-UNPAIRED = frozenset(
+UNPAIRED = (
     "ABDOMEN ABDOMENPELVIS BLADDER BRAIN CHEST CHESTABDOMEN CHESTABDPELVIS CSPINE HEAD HEADNECK "
     "HEART LIVER LSPINE MEDIASTINUM NECK PANCREAS PELVIS PROSTATE SKULL SPINE SPLEEN STOMACH "
-    "TRACHEA TSPINE UTERUS WHOLEBODY".split()  # noqa: SIM905 - to be read as one list of words
+    "TRACHEA TSPINE UTERUS WHOLEBODY"
 )
 
 
@@ -199,7 +199,7 @@ class Document:
         for keyword in ("BodyPartExamined", "Laterality"):
             if source.get(keyword):
                 made[keyword] = source[keyword]
-        if source.get("BodyPartExamined") not in UNPAIRED and "Laterality" not in made:
+        if source.get("BodyPartExamined") not in UNPAIRED.split() and "Laterality" not in made:
             made.Laterality = ""
         return made
 
