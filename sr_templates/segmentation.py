@@ -130,8 +130,6 @@ def _header(
     (measures,) = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
     measures.SpacingBetweenSlices = first.get_pixel_measures()[0].SpacingBetweenSlices
     if encoding == "FRACTIONAL":
-        made.SegmentsOverlap = "UNDEFINED"  # each voxel may be more than one thing
-    if encoding == "FRACTIONAL":
         made.SegmentsOverlap = "UNDEFINED"  # probabilities are not exclusive
     # Out of highdicom's class, which keeps a table of the frame that it made.
     header = Dataset(made)
