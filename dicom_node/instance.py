@@ -6,6 +6,11 @@ Knows: the header attributes that reception, completion and routing need. Never 
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Final
+
+STRUCTURED_REPORTS: Final = "1.2.840.10008.5.1.4.1.1.88."
+KEY_OBJECTS: Final = "1.2.840.10008.5.1.4.1.1.88.59"
+SEGMENTATIONS: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
 
 @dataclass(frozen=True)
@@ -30,3 +35,14 @@ class Instance:
     study_date: str = ""
     study_description: str = ""
     modality: str = ""
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether it may be somebody's answer to a draft: an SR document, or a segmentation.
+
+        Such an instance is no image to be read (PS3.4 B.5); a Key Object Selection is none either.
+        """
+        answers = self.sop_class_uid.startswith(STRUCTURED_REPORTS)
+        return (answers and self.sop_class_uid != KEY_OBJECTS) or (
+            self.sop_class_uid in SEGMENTATIONS
+        )

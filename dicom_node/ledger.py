@@ -9,7 +9,7 @@ was changed past the triggers.
 import fcntl
 import hashlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,20 +40,24 @@ from .records import (
     Event,
     Job,
     Result,
+    Review,
     Study,
+    canonical,
     select_instances,
+    select_reviews,
     select_studies,
     to_delivery,
     to_event,
     to_instance,
     to_job,
     to_result,
+    to_review,
     to_study,
     to_text,
 )
 from .transaction import Transaction
 
-__all__ = ["Delivery", "Event", "Job", "Ledger", "Result", "Study", "Transaction"]
+__all__ = ["Delivery", "Event", "Job", "Ledger", "Result", "Review", "Study", "Transaction"]
 
 BUSY_S = 30.0
 
@@ -197,6 +201,35 @@ class Ledger:
         with self.transaction() as transaction:
             return transaction.release(sop_uid, by)
 
+    def record_review(
+        self,
+        review: Review,
+        state: str,
+        *,
+        detail: Mapping[str, Any],
+        link: str = "",
+        draft: Result | None = None,
+    ) -> None:
+        """Remember what became of something that came back; once, whoever else looks at it."""
+        table = tables.reviews
+        job_id, draft_uid = (draft.job_id, draft.sop_uid) if draft else (None, None)
+        about = {"job_id": job_id, "draft_uid": draft_uid}
+        with self.transaction() as transaction:
+            looked = transaction.connection.execute(
+                update(table)
+                .where(table.c.instance_id == review.instance_id, table.c.state == "waiting")
+                .values(state=state, link=link, detail=canonical(detail), **about)
+            )
+            if looked.rowcount:
+                transaction.event(
+                    "draft.answered" if draft else f"answer.{state}",
+                    study_uid=review.study_uid,
+                    job_id=job_id,
+                    sop_uid=review.sop_uid,
+                    **({"link": link, "draft": draft.sop_uid} if draft else {}),
+                    **{key: each for key, each in detail.items() if key != "text"},
+                )
+
     def issue_token(self, purpose: str, *, lifetime_s: float = 3600.0) -> str:
         """Make a token; only its digest is kept."""
         token = secrets.token_urlsafe(32)
@@ -299,6 +332,20 @@ class Ledger:
         """List the results that are not sent because something is wrong with them."""
         table = tables.results
         return [to_result(row) for row in self._rows(select(table).where(table.c.held != ""))]
+
+    def reviews(self, study_uid: str) -> list[Review]:
+        """List what came back to a study, in the order of arrival; superseded ones too."""
+        wanted = select_reviews().where(tables.reviews.c.study_uid == study_uid)
+        return [to_review(row) for row in self._rows(wanted)]
+
+    def waiting_reviews(self) -> list[Review]:
+        """List what came back and is not looked at, of studies that are not about to be read."""
+        about_to = select(tables.studies.c.study_uid).where(
+            tables.studies.c.state.in_(("receiving", "queued", "processing"))
+        )
+        table = tables.reviews.c
+        wanted = select_reviews().where(table.state == "waiting", table.study_uid.not_in(about_to))
+        return [to_review(row) for row in self._rows(wanted)]
 
     def deliveries(self, job_id: str) -> list[Delivery]:
         """List the deliveries of a job."""

@@ -87,6 +87,22 @@ class Delivery:
 
 
 @dataclass(frozen=True)
+class Review:
+    """One thing that came back to a study: a report or a segmentation that is not of ours."""
+
+    instance_id: int
+    study_uid: str
+    sop_uid: str
+    path: Path
+    at: datetime  # when it came
+    state: str  # waiting -> linked | unrelated | unread
+    job_id: str | None  # None: it answers no draft of ours
+    draft_uid: str | None  # the object that it answers; None: none
+    link: str  # predecessor | evidence | study, or nothing
+    detail: dict[str, Any]  # what stands in it
+
+
+@dataclass(frozen=True)
 class Event:
     """One thing that happened; ``digest`` covers it and the digest of the one before."""
 
@@ -186,6 +202,23 @@ def to_delivery(row: Row[Any]) -> Delivery:
     values["next_at"] = datetime.fromisoformat(values["next_at"])
     values["labels"] = tuple(json.loads(values["labels"]))
     return Delivery(**values)
+
+
+def select_reviews() -> Select[Any]:
+    """Select reviews with what is known of the instance."""
+    table = tables.instances.c
+    return (
+        select(tables.reviews, table.sop_uid, table.path, table.received_at.label("at"))
+        .join(tables.instances)
+        .order_by(tables.reviews.c.instance_id)
+    )
+
+
+def to_review(row: Row[Any]) -> Review:
+    """Read a row of `select_reviews`."""
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
+    values["path"], values["detail"] = Path(values["path"]), json.loads(values["detail"])
+    return Review(**values | {"at": datetime.fromisoformat(values["at"])})
 
 
 def to_event(row: Row[Any]) -> Event:

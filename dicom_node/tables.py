@@ -95,6 +95,7 @@ results = Table(
     Column("path", String, nullable=False),
     Column("sha256", String, nullable=False),
     Column("held", String, nullable=False, server_default=""),  # why it is not sent; empty: it is
+    Index("results_by_series", "series_uid"),
 )
 
 deliveries = Table(
@@ -111,6 +112,20 @@ deliveries = Table(
     Column("labels", String, nullable=False, server_default="[]"),  # JSON: what it gets
     UniqueConstraint("job_id", "destination"),
     Index("deliveries_by_state", "state", "next_at"),
+)
+
+reviews = Table(
+    "reviews",
+    METADATA,
+    Column("instance_id", ForeignKey("instances.id"), primary_key=True),  # what came back
+    Column("study_uid", String, nullable=False),
+    Column("state", String, nullable=False),  # waiting -> linked | unrelated | unread
+    Column("job_id", String),  # whose draft it answers; None: nobody's
+    Column("draft_uid", String),  # the object of ours that it answers
+    Column("link", String, nullable=False, default=""),  # predecessor | evidence | study
+    Column("detail", String, nullable=False, default="{}"),  # JSON: what stands in it
+    Index("reviews_by_state", "state"),
+    Index("reviews_by_study", "study_uid"),
 )
 
 events = Table(
@@ -150,7 +165,7 @@ TRIGGERS = tuple(
 
 
 def create(connection: Connection) -> None:
-    """Make what is not there: tables, columns and triggers."""
+    """Make what is not there: tables, columns, indexes and triggers."""
     METADATA.create_all(connection)
     for table in METADATA.sorted_tables:
         there = {each["name"] for each in inspect(connection).get_columns(table.name)}
@@ -158,5 +173,7 @@ def create(connection: Connection) -> None:
             if column.name not in there:
                 told = CreateColumn(column).compile(dialect=connection.dialect)
                 connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {told}"))
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
     for trigger in TRIGGERS:
         connection.execute(text(trigger))

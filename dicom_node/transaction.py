@@ -139,12 +139,23 @@ class Transaction:
             self.event("study.opened", study_uid=instance.study_uid)
             return
         table = tables.studies
+        # What answers a draft, or is one that comes home, is nothing more to read.
+        is_image = not instance.may_answer and not self._is_ours(instance)
         self.connection.execute(
             update(table)
             .where(table.c.study_uid == instance.study_uid)
-            .values(last_at=func.max(table.c.last_at, received_at), arrivals=table.c.arrivals + 1)
+            .values(
+                last_at=func.max(table.c.last_at, received_at),
+                arrivals=table.c.arrivals + (1 if is_image else 0),
+            )
         )
-        self.reopen(instance.study_uid, "late images", opened_at=received_at)
+        if is_image:
+            self.reopen(instance.study_uid, "late images", opened_at=received_at)
+
+    def _is_ours(self, instance: Instance) -> bool:
+        table = tables.results.c
+        same = (table.sop_uid == instance.sop_uid) | (table.series_uid == instance.series_uid)
+        return self.connection.scalar(select(table.sop_uid).where(same).limit(1)) is not None
 
     def reopen(self, study_uid: str, reason: str, *, opened_at: str = "") -> None:
         """Open a study again that was past reception; empty `opened_at` means now."""
@@ -160,12 +171,16 @@ class Transaction:
         )
 
     def record_instance(self, instance: Instance) -> None:
-        """Remember an instance; an earlier one of the same UID is superseded."""
+        """Remember an instance; an earlier one of the same UID is superseded.
+
+        What may answer a draft waits to be looked at; a draft of ours that comes home does not.
+        """
         table = tables.instances
         same = (table.c.study_uid == instance.study_uid) & (table.c.sop_uid == instance.sop_uid)
         self.connection.execute(update(table).where(same).values(superseded=True))
-        self.connection.execute(
-            table.insert().values(
+        key = self.connection.scalar(
+            table.insert()
+            .values(
                 study_uid=instance.study_uid,
                 series_uid=instance.series_uid,
                 sop_uid=instance.sop_uid,
@@ -177,7 +192,11 @@ class Transaction:
                 size=instance.size,
                 received_at=to_text(instance.received_at),
             )
+            .returning(table.c.id)
         )
+        if instance.may_answer and not self._is_ours(instance):
+            about = {"instance_id": key, "study_uid": instance.study_uid}
+            self.connection.execute(tables.reviews.insert().values(**about, state="waiting"))
 
     def record_results(
         self,

@@ -28,7 +28,7 @@ import sr_templates
 from sr_templates import GENERIC, Algorithm, Finding, Predecessor, Profile, Protocol
 from sr_templates.run_record import RECORD, encode_record
 
-from . import profiles, results, run_record, volume
+from . import profiles, read_back, results, run_record, volume
 from .config import Config
 from .destinations import TEXT
 from .errors import BadInput, Mismatch, Unavailable
@@ -153,10 +153,14 @@ class Worker:
         self._profiles, self._validator = profiles.known(config), Validator.of(config)
 
     def run(self, stop: threading.Event) -> None:
-        """Work until told to stop; a job that is under way is finished first."""
+        """Work until told to stop; a job that is under way is finished first.
+
+        Between two jobs, what has come back to studies that were read is linked to its draft.
+        """
         while not stop.is_set():
             try:
-                pause_s = 0.0 if self.step() else IDLE_S
+                answers = read_back.step(self._ledger)
+                pause_s = 0.0 if self.step() or answers else IDLE_S
             except Exception:  # the loop's edge: a ledger that is locked must not end the worker
                 log.exception("worker.error")
                 pause_s = RETRY_S

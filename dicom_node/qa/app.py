@@ -92,7 +92,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.globals.update(states=views.STATES)
+        self._templates.globals.update(states=views.STATES, links=views.LINKS)
         self._templates.filters.update(told=views.told, person=views.person)
 
     def routes(self) -> list[Route]:

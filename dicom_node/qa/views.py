@@ -7,13 +7,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dicom_node.ledger import Delivery, Event, Job, Ledger, Result, Study
+from dicom_node.ledger import Delivery, Event, Job, Ledger, Result, Review, Study
 
 STATES = ("receiving", "queued", "processing", "delivering", "done", "rejected", "failed")
 MOVING = frozenset(STATES[:4])
 PAGE = 50  # studies on a page
 EVENTS = 200  # events on a page
 DRAFT, PICTURE = "draft.txt", "overlay.png"
+LINKS = {
+    "predecessor": "since it takes the place of an object of this draft:",
+    "evidence": "since it refers to an object of this draft:",
+    "study": "since it is of the same study and came later:",
+}
 HIDDEN = frozenset(  # shown elsewhere on the card
     {"series", "model", "results", "sha256", "inputs", "parameters", "libraries", "outputs"}
 )
@@ -68,6 +73,15 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What came back and answers the draft that is shown."""
+
+    review: Review
+    lines: Sequence[Line]  # of a report
+    dice: Sequence[tuple[str, str]]  # of a segmentation: label of a segment, how alike
+
+
+@dataclass(frozen=True)
 class Card:
     """The page of one study; `job` is the one that is shown, None if there is none yet."""
 
@@ -80,6 +94,7 @@ class Card:
     picture: bool
     model: dict[str, Any]
     record: Sequence[Part]
+    answers: Sequence[Answer]
     steps: Sequence[Step]
 
     @property
@@ -133,6 +148,11 @@ def card(ledger: Ledger, results_dir: Path, study: Study, job_id: str = "") -> C
         picture=bool(results) and (folder / PICTURE).is_file(),
         model=(job.summary.get("model") if job else None) or {},
         record=_record(events, job),
+        answers=[
+            _answer(each)
+            for each in ledger.reviews(study.study_uid)
+            if job and each.job_id == job.id
+        ],
         steps=list(timeline(events)),
     )
 
@@ -190,6 +210,14 @@ def person(name: str) -> str:
     spelling = next((each for each in name.split("=") if each.strip("^ ")), "")
     family, _, given = spelling.partition("^")
     return ", ".join(filter(None, (family.strip(), " ".join(given.replace("^", " ").split()))))
+
+
+def _answer(review: Review) -> Answer:
+    told = review.detail
+    dice = [(label, f"{value:.3f}") for label, value in told.get("dice", {}).items()]
+    dice += [(label, "removed") for label in told.get("removed", ())]
+    dice += [(label, "added") for label in told.get("added", ())]
+    return Answer(review, list(lines(told.get("text", ""))), dice)
 
 
 def _record(events: Sequence[Event], job: Job | None) -> list[Part]:
