@@ -27,8 +27,8 @@ class Profile:
 
     `segmentation`: how the SEG is encoded; None: it gets no SEG. `maximum_frames` and
     `maximum_segments` are those of one SEG object, above which there are several; 0: no limit.
-    `measurements`: TID 1500 that refers to the segments ("volumetric"), or draws a contour on each
-    key slice besides ("planar"); None: none. `report`: Enhanced SR ("enhanced") or Basic Text SR
+    `measurements`: TID 1500 that refers to the segments ("volumetric"), or that draws a contour on
+    each key slice ("planar"); None: none. `report`: Enhanced SR ("enhanced") or Basic Text SR
     ("basic"). `extras`: what it gets besides, of `EXTRAS`.
 
     Raises
@@ -81,7 +81,7 @@ PROFILES: Final = {
     each.name: each
     for each in (
         GENERIC,
-        # OHIF 3.13 shows a TID 1500 that only refers to segments as a blank viewport.
+        # OHIF 3.13 shows a TID 1500 as a blank viewport if one group of it has no coordinates.
         Profile("ohif", measurements="planar"),
         Profile("orthanc-stone", extras=(PDF,)),
         # Weasis 4.6 disables a SEG of more than 400 frames (nroduit/Weasis#680).
