@@ -34,6 +34,7 @@ SMALL = 7.0
 FACTS = (0.31, 0.27, 0.21, 0.21)  # shares of the width
 MM = 0.3528  # of a point
 LEADING = 1.32
+SWATCH = 3.6  # mm: a colour of the legend and what lies beside it
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ def _aside(
     paper.set_xy(x, top)
     paper.cell(width, paper.leading, "Key slices")
     top += paper.leading + 1
-    legend = _legend_height(sheet.legend, 2)
+    legend = _legend_height(paper, sheet.legend, 2, width)
     for columns in (1, 2, 3):
         if top + _grid_height(paper, sheet.pictures, columns, width) + legend <= bottom:
             paper.y = top
@@ -381,24 +382,36 @@ def _grid(paper: _Paper, pictures: Sequence[Picture], columns: int, x: float, wi
         paper.y = top + height
 
 
-LEGEND_ROW = 4.4
+def _labels(
+    paper: _Paper, row: Sequence[tuple[Colour, str]], width: float
+) -> tuple[list[list[str]], float]:
+    """Break the labels of one row of the legend; gives their lines and the height of the row."""
+    paper.pen(7.5, INK)
+    labels = [paper.lines(label, width - SWATCH - 2) for _, label in row]
+    return labels, max(len(each) for each in labels) * paper.leading + 0.9
 
 
-def _legend_height(legend: Sequence[tuple[Colour, str]], columns: int) -> float:
-    return -(-len(legend) // columns) * LEGEND_ROW
+def _legend_height(
+    paper: _Paper, legend: Sequence[tuple[Colour, str]], columns: int, width: float
+) -> float:
+    rows = _rows(legend, columns)
+    return sum(_labels(paper, row, width / columns)[1] for row in rows)
 
 
 def _legend(
     paper: _Paper, legend: Sequence[tuple[Colour, str]], columns: int, x: float, width: float
 ) -> None:
+    column = width / columns
     for row in _rows(legend, columns):
-        if paper.y + LEGEND_ROW > BOTTOM:
+        labels, height = _labels(paper, row, column)
+        if paper.y + height > BOTTOM:
             paper.add_page()
-        for column, (colour, label) in enumerate(row):
-            left = x + column * width / columns
+        top = paper.y
+        for place, ((colour, _), lines) in enumerate(zip(row, labels, strict=True)):
+            left = x + place * column
             paper.set_fill_color(colour)
-            paper.rect(left, paper.y + 0.8, 2.4, 2.4, style="F")
+            paper.rect(left, top + 0.5, 2.4, 2.4, style="F")
             paper.pen(7.5, INK)
-            paper.set_xy(left + 3.6, paper.y)
-            paper.cell(width / columns - 4, 4, paper.lines(label, width / columns - 4)[0])
-        paper.y += LEGEND_ROW
+            paper.y = top
+            paper.write_lines(lines, left + SWATCH, column - SWATCH)
+        paper.y = top + height
