@@ -3,6 +3,7 @@
 With PICTURES=FOLDER what each test sees is kept there; `viewers/README.md` tells of it.
 """
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -198,6 +199,21 @@ def test_ohif_shows_the_report_page(ohif: Ohif, shown: Shown) -> None:
     viewer.keep(ohif.page, "ohif-pdf")
 
 
+def test_ohif_draws_each_measurement_around_its_organ(ohif: Ohif, shown: Shown) -> None:
+    ohif.show("AI DRAFT measurements")
+    for index, question in enumerate(PROTOCOL.targets):
+        assert question.target is not None
+        if index:
+            ohif.next_measurement()
+        enclosed = ohif.contour(question.target.type.meaning)
+        if index == 0:
+            viewer.keep(ohif.page, "ohif-measurements")
+        organ = shown.organs[question.target.label].largest_parts
+        places = ohif.places()
+        assert viewer.dice(enclosed, organ.at(places)) >= ENOUGH, question.id
+        assert viewer.dice(enclosed, organ.mirrored.at(places)) < 0.7, question.id
+
+
 def test_dcmtk_makes_a_page_of_the_draft_that_reads_well(
     browser: Browser, shown: Shown, tool: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -245,3 +261,11 @@ def test_orthancs_viewer_draws_the_frames_of_the_segmentation(
         viewer.keep(page, "orthanc-seg")
         assert viewer.dice(own.picture() > 127, own.magnified(mask)) >= ENOUGH
         assert viewer.dice(own.picture() > 127, own.magnified(mask[:, ::-1])) < 0.7
+
+
+def test_the_page_of_what_was_seen_names_the_viewer_and_has_its_pictures() -> None:
+    folder = Path(__file__).parent / "viewers"
+    page = (folder / "README.md").read_text()
+    assert f"OHIF {viewer.OHIF_VERSION} " in page
+    shown = set(re.findall(r"\((\S+\.png)\)", page))
+    assert shown == {each.name for each in folder.glob("*.png")}

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from orthanc_server import Orthanc
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, Route, sync_playwright
+from scipy import ndimage
 
 CHROMIUM = Path("/usr/bin/chromium")
 OHIF_VERSION: Final = "3.13.2"
@@ -103,6 +104,18 @@ class Truth:
     def mirrored(self) -> "Truth":
         """The same with left and right changed."""
         return Truth(self.values[:, :, ::-1], self.spacing_mm)
+
+    @property
+    def largest_parts(self) -> "Truth":
+        """The same with but the largest connected part of each slice."""
+        return Truth(np.stack([_largest_part(each) for each in self.values]), self.spacing_mm)
+
+
+def _largest_part(mask: Mask) -> Mask:
+    parts, _ = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return np.asarray(mask & (parts == sizes.argmax()))
 
 
 def dice(one: Mask, other: Mask) -> float:
