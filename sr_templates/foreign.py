@@ -3,6 +3,7 @@
 Knows value representations (PS3.5 6.2) and nothing of reports. What is valid is kept as it is.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ EXPECTED = (
 IDENTITY = ("PatientID", "PatientName", "IssuerOfPatientID", "StudyID", "AccessionNumber")
 SEXES = ("M", "F", "O", "")
 TEXTS = (VR.LO, VR.SH, VR.PN, VR.ST, VR.LT, VR.UC, VR.UT)
+PARAGRAPHS = (VR.ST, VR.LT, VR.UT)
 CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
 SKIPPED = (0x0000, 0x0002, 0x0004, 0x7FE0)  # command, file meta, directory, pixels
 FUNCTIONAL_GROUPS = 0x5200  # by frame: an item left out would move all that follow
@@ -112,22 +114,43 @@ def _element(element: DataElement) -> DataElement | None:
     values = list(element.value) if isinstance(element.value, MultiValue) else [element.value]
     # A UID names something elsewhere: also an illegal one must stay the same.
     if vr == VR.UI or all(_valid(vr, value) for value in values):
-        return copy(element)
+        return _person(element) if vr == VR.PN else copy(element)
     if vr in TEXTS:
         # Cut, an identifier would be another patient's.
         limit = 10_000 if element.keyword in IDENTITY else MAX_VALUE_LEN.get(vr, 64)
-        repaired = [line(str(value), limit) for value in values]
-        return DataElement(element.tag, vr, repaired, validation_mode=IGNORE)
-    if vr == VR.DS:
+        mend = text if vr in PARAGRAPHS else line
+        repaired = [mend(str(value), limit) for value in values]
+        return _person(DataElement(element.tag, vr, repaired, validation_mode=IGNORE))
+    if vr == VR.DS and all(_is_number(value) for value in values):
         return DataElement(element.tag, vr, [DSfloat(each, auto_format=True) for each in values])
     if element.keyword in EXPECTED:
         return DataElement(element.tag, vr, "")
     return None
 
 
+def _person(element: DataElement) -> DataElement:
+    """Leave of a name the five components that there are (PS3.5 6.2.1), unless it identifies."""
+    if element.VR != VR.PN or element.keyword in IDENTITY:
+        return copy(element)
+    values = list(element.value) if isinstance(element.value, MultiValue) else [element.value]
+    groups = [str(each or "").split("=")[:3] for each in values]
+    names = ["=".join("^".join(one.split("^")[:5]) for one in each) for each in groups]
+    return DataElement(element.tag, VR.PN, names, validation_mode=IGNORE)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return math.isfinite(float(str(value)))
+    except ValueError:
+        return False
+
+
 def _valid(vr: str, value: object) -> bool:
-    if vr in TEXTS and any(unicodedata.category(each) in ("Cc", "Cs") for each in str(value)):
-        return vr in (VR.ST, VR.LT, VR.UT)
+    allowed = "\t\n\f\r" if vr in PARAGRAPHS else ""  # PS3.5 6.1.3
+    if vr in TEXTS and any(
+        unicodedata.category(each) in ("Cc", "Cs") and each not in allowed for each in str(value)
+    ):
+        return False
     try:
         validate_value(vr, str(value) if vr in STR_VR and value is not None else value, RAISE)
     except ValueError:

@@ -2,6 +2,8 @@ from io import BytesIO
 
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
 from pydicom.uid import CTImageStorage
 
 from sr_templates import foreign
@@ -68,6 +70,33 @@ def test_an_impossible_date_or_sex_becomes_empty_and_other_dirt_is_left_out() ->
     assert clean.PatientSex == ""
     assert "PatientAge" not in clean
     assert "BodyPartExamined" not in clean
+
+
+def test_a_decimal_string_that_is_no_number_is_left_out() -> None:
+    source = image()
+    for tag, value in ((0x00101020, b"about 1.7 "), (0x00101030, b"80.250000000000000")):
+        source[tag] = RawDataElement(
+            BaseTag(tag), "DS", len(value), value, 0, is_implicit_VR=False, is_little_endian=True
+        )
+    clean = foreign.header(source)
+    assert "PatientSize" not in clean
+    assert str(clean.PatientWeight) == "80.25"
+
+
+def test_a_comment_keeps_its_lines_and_loses_what_commands_a_terminal() -> None:
+    clean = foreign.header(
+        image(PatientComments="one\r\ntwo", AdditionalPatientHistory="a\x07b\nc")
+    )
+    assert clean.PatientComments == "one\r\ntwo"
+    assert clean.AdditionalPatientHistory == "a b\nc"
+
+
+def test_a_physician_has_five_components_and_a_patient_as_many_as_came() -> None:
+    clean = foreign.header(
+        image(ReferringPhysicianName="Who^A^B^Dr^PhD^x^y", PatientName="Who^^^^^^")
+    )
+    assert str(clean.ReferringPhysicianName) == "Who^A^B^Dr^PhD"
+    assert str(clean.PatientName) == "Who^^^^^^"
 
 
 def test_an_over_long_description_is_cut_but_never_an_identifier() -> None:
