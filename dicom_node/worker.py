@@ -228,22 +228,30 @@ class Worker:
         """Check what lies in the folder; give it, with what is to be held, and the run's record."""
         rows = results.rows(reading, folder, job.id)
         verdicts = {each.label: self._validator.check(each.path) for each in rows}
+        held = self._validator.held(rows, verdicts)
         record = run_record.compose(reading, inputs, rows, verdicts)
         if self._config.run_record:
-            made = encode_record(
-                record,
-                reading.protocol,
-                reading.source.sources,
-                list(reading.objects.values()),
-                reading.algorithm,
-                job_id=job.id,
-                created_at=job.created_at,
-            )
-            results.save_object(made, folder, RECORD.name)
-            rows.append(results.row(made, folder, job.id, RECORD.name))
-            verdicts[RECORD.name] = self._validator.check(rows[-1].path)
-        held = self._validator.held(rows, verdicts)
+            written = self._written(job, reading, record, folder)
+            rows.append(written)
+            # It tells of the others, and goes also if they do not.
+            verdict = {written.label: self._validator.check(written.path)}
+            held |= self._validator.held([written], verdict)
         return [replace(each, held=held.get(each.label, "")) for each in rows], record
+
+    def _written(
+        self, job: Job, reading: Reading, record: Mapping[str, Any], folder: Path
+    ) -> Result:
+        """Write the record of a run as an object of the study."""
+        made = encode_record(
+            record,
+            reading.protocol,
+            reading.source.sources,
+            reading.algorithm,
+            job_id=job.id,
+            created_at=job.created_at,
+        )
+        results.save_object(made, folder, RECORD.name)
+        return results.row(made, folder, job.id, RECORD.name)
 
     def _plan(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Say which of the objects each destination gets, and which the RIS."""

@@ -25,20 +25,20 @@ CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 MAXIMUM_TEXT = 1_000_000
 
 
-def encode_record(  # noqa: PLR0913 - the job's facts, each by its name
+def encode_record(
     record: Mapping[str, object],
     protocol: Protocol,
     sources: Sequence[Dataset],
-    made: Sequence[Dataset],
     algorithm: Algorithm,
     *,
     job_id: str,
     created_at: datetime,
 ) -> Dataset:
-    """Write a record as an SR that has the sources and what was made of them as evidence.
+    """Write a record as an SR that has the sources as evidence.
 
-    Each entry of `record` becomes a heading; below it stand the entries of a table, and the items
-    of a list, a line each.
+    What was made of them is named in words only: a destination does not get all of it. Each entry
+    of `record` becomes a heading; below it stand the entries of a table, and the items of a list,
+    a line each.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def encode_record(  # noqa: PLR0913 - the job's facts, each by its name
     root.ContentSequence.extend(observer(algorithm))
     root.ContentSequence.append(_text(document.notice))
     root.ContentSequence.extend(_section(key, value) for key, value in record.items())
-    written = document.report(RECORD, hd.sr.EnhancedSR, [*document.sources, *made], root)
+    written = document.report(RECORD, hd.sr.EnhancedSR, document.sources, root)
     scheme = Dataset()
     scheme.CodingSchemeDesignator = SCHEME
     scheme.CodingSchemeName = "Headings of LaMed Node"

@@ -20,6 +20,7 @@ from dicom_node.config import Config
 from dicom_node.ledger import Ledger
 from dicom_node.run_record import libraries
 from dicom_node.spool import Spool
+from dicom_node.validator import Validator, Verdict
 from sr_templates import as_text
 from sr_templates.run_record import encode_record
 
@@ -102,7 +103,7 @@ def test_a_record_of_anything_is_a_valid_sr_and_always_the_same(
         "outputs": [{"label": "seg", "validation": {"state": "invalid", "lines": ["a", "b"]}}],
         "timings_s": {"read": 1.5},
     }
-    made, (sources, _) = drafts.encoded(), drafts.stack(drafts.series())
+    sources, _ = drafts.stack(drafts.series())
     written = []
     for name in ("one", "two"):
         path = tmp_path / name
@@ -110,7 +111,6 @@ def test_a_record_of_anything_is_a_valid_sr_and_always_the_same(
             record,
             drafts.PROTOCOLS["ct_chest"],
             sources,
-            list(made.values()),
             drafts.ALGORITHM,
             job_id=drafts.JOB,
             created_at=drafts.CREATED_AT,
@@ -130,3 +130,20 @@ def test_a_record_of_anything_is_a_valid_sr_and_always_the_same(
     assert "Comment: <b>ünlü</b>" in text
     assert "\x07" not in text
     assert json.dumps("\u202e") not in json.dumps(text)
+
+
+def test_it_goes_into_the_study_also_if_what_it_tells_of_is_held(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Validator.check
+
+    def strict(program: Validator, path: Path) -> Verdict:
+        return Verdict("invalid", ("Error",)) if path.stem == "draft" else check(program, path)
+
+    monkeypatch.setattr(Validator, "check", strict)
+    desk.config = replace(desk.config, run_record=True)
+    desk.receive(ct())
+    desk.worker().step()
+    assert [each.label for each in desk.ledger.held()] == ["draft"]
+    assert "draft, " in as_text(dcmread(desk.results()["record"].path))
+    assert record_of(desk)["outputs"][0]["validation"] == {"state": "invalid", "lines": ["Error"]}

@@ -20,7 +20,17 @@ LINKS = {
     "study": "since it is of the same study and came later:",
 }
 HIDDEN = frozenset(  # shown elsewhere on the card
-    {"series", "model", "results", "sha256", "inputs", "parameters", "libraries", "outputs"}
+    {
+        "series",
+        "model",
+        "results",
+        "sha256",
+        "inputs",
+        "parameters",
+        "libraries",
+        "outputs",
+        "timings_s",
+    }
 )
 
 
