@@ -100,11 +100,15 @@ def _objects(
             written[mark] = encode_segmentation(outlines, document, profile, mark)
         segments = written[mark]
         made |= segments.objects
-        if profile.measurements:
-            label = _label("measurements", mark or profile.variant("measurements"))
-            made[label] = encode_measurements(
-                outlines, segments, image, document, profile, label=label
-            )
+    if profile.measurements:
+        # Without an outline there is nothing to draw, and so but one form of it.
+        label = _label(
+            "measurements", mark or (profile.variant("measurements") if segments else "")
+        )
+        measured = encode_measurements(
+            answers, outlines, segments, image, document, profile, label=label
+        )
+        made |= {} if measured is None else {label: measured}
     # A report that cites no segment, where that of the others does, is another one.
     is_other = outlines is not None and not profile.segmentation
     label = _label("draft", mark or (profile.name if is_other else profile.variant("report")))

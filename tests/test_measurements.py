@@ -1,3 +1,4 @@
+from dataclasses import replace
 from io import BytesIO
 
 import highdicom as hd
@@ -5,7 +6,16 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
-from sr_templates import Finding, TemplateError, encode
+from dicom_node import sample
+from sr_templates import (
+    PROFILES,
+    Finding,
+    TemplateError,
+    diameters,
+    encode,
+    source_images,
+    tracing,
+)
 from tests.drafts import (
     ALGORITHM,
     CREATED_AT,
@@ -51,9 +61,12 @@ def test_the_numbers_are_those_of_the_voxels(name: str, measured: str, unit: str
     answers = [each for each in findings(PROTOCOLS[name], volume) if each.mask is not None]
     for answer, group in zip(answers, groups(encoded(name)["measurements"]), strict=True):
         values = volume.array[answer.mask.array != 0].astype(float)
+        axes = diameters.measure(answer.mask.array != 0, SPACING_MM[1:])
         volume_ml = values.size * np.prod(SPACING_MM) / 1000
         assert numbers(group) == {
             "Volume": ("Volume", pytest.approx(volume_ml, abs=5e-4), "mL"),
+            "Long Axis": ("Long Axis", pytest.approx(axes.long_mm, abs=5e-3), "mm"),
+            "Short Axis": ("Short Axis", pytest.approx(axes.short_mm, abs=5e-3), "mm"),
             "Mean": (measured, pytest.approx(values.mean(), abs=5e-3), unit),
             "Standard Deviation": (measured, pytest.approx(values.std(), abs=5e-3), unit),
             "Minimum": (measured, values.min(), unit),
@@ -131,10 +144,162 @@ def test_an_image_turned_to_another_orientation_gives_the_same_numbers() -> None
     assert measured(answers, turned) == measured(answers, volume)
 
 
-def test_without_an_image_only_volumes_are_measured() -> None:
+def test_without_an_image_only_sizes_are_measured() -> None:
     _, volume = stack(series())
     for group in groups(measured(findings(PROTOCOLS["ct_chest"], volume), None)):
-        assert set(numbers(group)) == {"Volume"}
+        assert set(numbers(group)) == {"Volume", "Long Axis", "Short Axis"}
+
+
+def test_confidence_is_written_in_percent_where_it_is_a_part_of_one() -> None:
+    _, volume = stack(series())
+    targets = [each for each in findings(PROTOCOLS["ct_chest"], volume) if each.mask]
+    sure = (0.876, 0.0, None, 1.5, 1.0)
+    answers = [replace(each, confidence=part) for each, part in zip(targets, sure, strict=True)]
+    found = [
+        numbers(each).get("Certainty of Finding") for each in groups(measured(answers, volume))
+    ]
+    told = [None if each is None else each[1:] for each in found]
+    assert told == [(87.6, "%"), (0.0, "%"), None, None, (100.0, "%")]
+
+
+PNEUMOTHORAX = "Pneumothorax"
+CONTRAST = "Contrast administered"
+
+
+def evaluations(sr: Dataset) -> dict[str, str]:
+    """Return what TID 1500 evaluates of the whole volume."""
+    return {
+        each.ConceptNameCodeSequence[0].CodeMeaning: each.ConceptCodeSequence[0].CodeMeaning
+        for part in sr.ContentSequence
+        if part.ConceptNameCodeSequence[0].CodeMeaning == "Qualitative Evaluations"
+        for each in part.ContentSequence
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("No.", {CONTRAST: "No", PNEUMOTHORAX: "Absent"}),
+        ("YES", {CONTRAST: "Yes", PNEUMOTHORAX: "Present"}),
+        ("Yes, on the left.", {PNEUMOTHORAX: "Present"}),
+        ("No pneumothorax is seen, but perhaps yes.", {}),
+    ],
+)
+def test_an_allowed_answer_is_evaluated_by_its_code_and_no_other(
+    text: str, found: dict[str, str]
+) -> None:
+    assert evaluations(encoded(text=text)["measurements"]) == found
+
+
+def test_evaluations_are_written_where_nothing_is_outlined_too() -> None:
+    targets = [each.id for each in PROTOCOLS["ct_chest"].targets]
+    made = encoded(text="No.", without=targets)
+    assert set(made) == {"measurements", "draft"}
+    assert evaluations(made["measurements"])[PNEUMOTHORAX] == "Absent"
+    assert groups(made["measurements"]) == []
+    assert set(encoded(text="Perhaps.", without=targets)) == {"draft"}
+
+
+def test_the_image_library_holds_the_images_of_the_key_slices() -> None:
+    made = encoded()
+    (library,) = [
+        each
+        for each in made["measurements"].ContentSequence
+        if each.ConceptNameCodeSequence[0].CodeMeaning == "Image Library"
+    ]
+    (group,) = library.ContentSequence
+    described = {
+        each.ConceptNameCodeSequence[0].CodeMeaning: each
+        for each in group.ContentSequence
+        if each.ValueType != "IMAGE"
+    }
+    assert described["Modality"].ConceptCodeSequence[0].CodeValue == "CT"
+    assert made["seg"].FrameOfReferenceUID == described["Frame of Reference UID"].UID
+    sources, volume = stack(series())
+    images = source_images.by_slice(sources, volume)
+    masks = [each.mask.array for each in findings(PROTOCOLS["ct_chest"], volume) if each.mask]
+    keys = sorted({int(each.sum(axis=(1, 2)).argmax()) for each in masks})
+    cited = [
+        each.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        for each in group.ContentSequence
+        if each.ValueType == "IMAGE"
+    ]
+    assert cited == [images[key].sop_instance_uid for key in keys]
+
+
+def planar(instances: list[Dataset], volume: hd.Volume, protocol: str = "ct_chest") -> Dataset:
+    made = encode(
+        PROTOCOLS[protocol],
+        instances,
+        findings(PROTOCOLS[protocol], volume),
+        ALGORITHM,
+        job_id=JOB,
+        image=volume,
+        created_at=CREATED_AT,
+        profiles=[PROFILES["ohif"]],
+    )
+    return made["measurements.ohif"]
+
+
+def contours(sr: Dataset) -> list[tuple[Dataset, np.ndarray]]:
+    """Return each contour with the reference of its image, column before row."""
+    found = []
+    for part in sr.ContentSequence:
+        for group in part.get("ContentSequence") or ():
+            for item in group.get("ContentSequence") or ():
+                if item.ValueType == "SCOORD":
+                    points = np.array(item.GraphicData, float).reshape(-1, 2)
+                    assert item.GraphicType == "POLYLINE"
+                    found.append((item.ContentSequence[0].ReferencedSOPSequence[0], points))
+    return found
+
+
+def test_a_planar_report_draws_each_outline_on_its_key_slice() -> None:
+    sources, volume = stack(series())
+    images = source_images.by_slice(sources, volume)
+    masks = [each.mask.array for each in findings(PROTOCOLS["ct_chest"], volume) if each.mask]
+    found = contours(planar(sources, volume))
+    for mask, (image, points) in zip(masks, found, strict=True):
+        key = int(mask.sum(axis=(1, 2)).argmax())
+        assert image.ReferencedSOPInstanceUID == images[key].sop_instance_uid
+        rows, columns = np.nonzero(mask[key])
+        # From outer edge to outer edge: a pixel's centre is at its index and a half.
+        assert points.min(axis=0).tolist() == [columns.min(), rows.min()]
+        assert points.max(axis=0).tolist() == [columns.max() + 1, rows.max() + 1]
+        assert points[0].tolist() == points[-1].tolist()
+        assert tracing.area(points[:, ::-1]) == mask[key].sum()
+
+
+def test_a_contour_on_a_multi_frame_image_names_its_frame() -> None:
+    source = sample.enhanced(modality="CT", shape=(12, 20, 24))
+    volume = hd.image.Image.from_dataset(source).get_volume(dtype=np.float32)
+    images = source_images.by_slice([source], volume)
+    masks = [each.mask.array for each in findings(PROTOCOLS["ct_chest"], volume) if each.mask]
+    keys = [int(each.sum(axis=(1, 2)).argmax()) for each in masks]
+    frames = [int(each.ReferencedFrameNumber) for each, _ in contours(planar([source], volume))]
+    assert frames == [images[key].frame for key in keys]
+
+
+def test_a_large_outline_has_few_enough_points_to_be_moved_by_hand() -> None:
+    sources = sample.series(shape=(8, 300, 300), modality="CT", body_part="CHEST")
+    sources, volume = stack(sources)
+    rows, columns = np.ogrid[:300, :300]
+    wavy = (rows - 150) ** 2 + (columns - 150) ** 2 < (110 + 10 * np.sin(rows / 5)) ** 2
+    mask = volume.with_array(np.repeat(wavy[None], 8, axis=0).astype(np.uint8))
+    answer = Finding(PROTOCOLS["ct_chest"].targets[0], "", mask, 0.5)
+    made = encode(
+        PROTOCOLS["ct_chest"],
+        sources,
+        [answer],
+        ALGORITHM,
+        job_id=JOB,
+        image=None,
+        created_at=CREATED_AT,
+        profiles=[PROFILES["ohif"]],
+    )
+    ((_, points),) = contours(made["measurements.ohif"])
+    assert len(points) == 200
+    assert tracing.area(points[:, ::-1]) == pytest.approx(wavy.sum(), rel=0.02)
 
 
 def test_an_image_of_another_size_or_grid_is_refused() -> None:
