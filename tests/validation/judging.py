@@ -1,0 +1,98 @@
+"""A case in front of its judges: files are written, every judge is asked once about each object."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydicom import Dataset, config
+
+from .judges import BENCHES, JUDGES, Bench, Judge
+from .matrix import Case
+from .report import Complaint, Outcome, kind, load
+
+Tell = Callable[[str], None]
+
+
+class Court:
+    """Judges one case after the other; remembers what it need not ask twice."""
+
+    def __init__(
+        self,
+        folder: Path,
+        judges: Sequence[Judge] = JUDGES,
+        benches: Sequence[Bench] = BENCHES,
+        *,
+        limits: dict[str, int] | None = None,
+    ) -> None:
+        self._folder, self._limits = folder, dict(limits or {})
+        self.outcome = Outcome(explanations=load())
+        self._judges = [each for each in judges if self._is_there(each)]
+        self._benches = [each for each in benches if self._is_there(each)]
+        self._known: dict[tuple[str, str], list[str]] = {}
+
+    def _is_there(self, each: Judge | Bench) -> bool:
+        missing = each.program.missing if each.program else ""
+        if missing:
+            self.outcome.missing[each.name] = missing
+        return not missing
+
+    def hear(self, case: Case, tell: Tell = lambda _: None) -> None:
+        """Ask everybody about a case."""
+        paths = _write(case, self._folder / f"{len(list(self._folder.iterdir()))}")
+        asked = [
+            (judge, label, instance)
+            for judge in self._judges
+            for label, instance in case.objects.items()
+            if judge.wants(instance) and self._may(judge)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            answers = pool.map(lambda each: self._ask(each[0], each[2], paths[each[1]]), asked)
+            for (judge, label, _), found in zip(asked, answers, strict=True):
+                tell(f"{case.name}: {judge.name} on {label}")
+                self._note(case, judge.name, [label], ((label, each) for each in found))
+        for bench in self._benches:
+            tell(f"{case.name}: {bench.name}")
+            self._note(case, bench.name, paths, bench.ask(case, paths))
+
+    def _may(self, judge: Judge) -> bool:
+        """Count down how many objects a judge may see; it may see all if nothing is said."""
+        left = self._limits.get(judge.name, 1)
+        if judge.name in self._limits:
+            self._limits[judge.name] = left - 1
+        return left > 0
+
+    def _ask(self, judge: Judge, instance: Dataset, path: Path) -> list[str]:
+        if judge.same is None:
+            return judge.ask(path)
+        key = judge.name, judge.same(instance)
+        if key not in self._known:
+            self._known[key] = judge.ask(path)
+        return self._known[key]
+
+    def _note(
+        self, case: Case, judge: str, labels: Iterable[str], found: Iterable[tuple[str, str]]
+    ) -> None:
+        self.outcome.seen.update((kind(label), judge) for label in labels)
+        self.outcome.complaints += [
+            Complaint(case.name, label, judge, self._without_folder(text)) for label, text in found
+        ]
+
+    def _without_folder(self, text: str) -> str:
+        return re.sub(rf"{re.escape(str(self._folder))}/\d+/", "", text)
+
+
+def _write(case: Case, folder: Path) -> dict[str, Path]:
+    """Write the images that were read and the objects; dirty images as they are."""
+    (folder / "source").mkdir(parents=True)
+    config.settings.writing_validation_mode = config.IGNORE
+    try:
+        for number, each in enumerate(case.sources):
+            each.save_as(folder / "source" / f"{number}.dcm", enforce_file_format=True)
+    finally:
+        config.settings.writing_validation_mode = config.RAISE
+    paths = {label: folder / f"{label}.dcm" for label in case.objects}
+    for label, each in case.objects.items():
+        each.save_as(paths[label], enforce_file_format=True)
+    return paths

@@ -1,0 +1,82 @@
+"""The codes of TID 2000 as PixelMed's tables of 2003 to 2007 have them, and its lines made short.
+
+PixelMed looks only into containers whose concept is in its context groups: of a report titled with
+a code of today it would check nothing. LOINC replaced the codes of 7001 and 7002 one for one.
+"""
+
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Final
+
+from pydicom import Dataset
+
+# (scheme, value) of today -> of then, with the meaning of then. CID 7000, 7001 and 7003.
+OLDER: Final = {
+    ("LN", "24627-2"): ("LN", "11538-6", "CT Chest Report"),
+    ("LN", "41806-1"): ("LN", "11540-2", "CT Abdomen Report"),
+    ("LN", "24590-2"): ("LN", "11541-0", "MRI Head Report"),
+    ("LN", "55112-7"): ("DCM", "121111", "Summary"),
+    ("LN", "55111-9"): ("DCM", "121064", "Current Procedure Descriptions"),
+    ("LN", "59776-5"): ("DCM", "121070", "Findings"),
+    ("LN", "19005-8"): ("DCM", "121072", "Impressions"),
+    ("LN", "18785-6"): ("DCM", "121109", "Indications for Procedure"),
+    ("LN", "55114-3"): ("DCM", "121066", "Prior Procedure Descriptions"),
+    ("LN", "55113-5"): ("DCM", "121180", "Key Images"),
+    ("LN", "18783-1"): ("DCM", "121074", "Recommendations"),
+    ("DCM", "121200"): ("DCM", "121080", "Best illustration of finding"),
+}
+
+
+def translated(report: Dataset) -> Dataset:
+    """Return a copy of an SR in which the concepts of TID 2000 have their older codes."""
+    copy = deepcopy(report)
+    (template,) = copy.get("ContentTemplateSequence") or [Dataset()]
+    if template.get("TemplateIdentifier") == "2000":
+        for name in _concepts(copy):
+            older = OLDER.get((name.CodingSchemeDesignator, name.get("CodeValue", "")))
+            if older:
+                name.CodingSchemeDesignator, name.CodeValue, name.CodeMeaning = older
+    return copy
+
+
+def short(line: str) -> str:
+    """Leave of a line of PixelMed what is wrong, and of the place only its last two items."""
+    level, _, rest = line.partition(": ")
+    items = re.split(r"/(?=[A-Z]+ \()", rest)
+    if len(items) > 1 and ": Content Item not in template" in rest:
+        rest = "/".join(items[-2:])
+    return f"{level}: {re.sub(r'(?<![0-9])1([.][0-9]+)+', '#', rest)}"
+
+
+def skeleton(report: Dataset) -> str:
+    """Write what a template checker looks at: everything in the tree but its values."""
+    return "\n".join(_skeleton(report, 0))
+
+
+def _skeleton(item: Dataset, depth: int) -> Iterator[str]:
+    for each in item:
+        if each.keyword in {
+            "TextValue",
+            "NumericValue",
+            "UID",
+            "GraphicData",
+            "FloatingPointValue",
+        }:
+            continue
+        if each.VR == "SQ" and (
+            depth
+            or each.keyword
+            in {"ContentSequence", "ContentTemplateSequence", "ConceptNameCodeSequence"}
+        ):
+            for inner in each.value:
+                yield f"{' ' * depth}{each.keyword}"
+                yield from _skeleton(inner, depth + 1)
+        elif depth and each.VR != "UI":
+            yield f"{' ' * depth}{each.keyword} {each.value}"
+
+
+def _concepts(item: Dataset) -> Iterator[Dataset]:
+    yield from item.get("ConceptNameCodeSequence", [])
+    for each in item.get("ContentSequence", []):
+        yield from _concepts(each)
