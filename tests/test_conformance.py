@@ -21,12 +21,14 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONFORMANCE.md").read_text()
 KIND = re.compile(r"[a-z]+\.[a-z_]+")
 FAMILIES = {
-    "association", "delivery", "instance", "intake", "job", "qa", "role", "spool", "study",
+    "answer", "association", "delivery", "draft", "instance", "intake", "job", "qa", "result",
+    "role", "spool", "study",
 }  # fmt: skip
 # Kinds of events that are put together at run time, and what they may become.
 PUT_TOGETHER = {
+    "answer.": {"unrelated", "unread"},
     "association.": {"released", "aborted", "lost"},
-    "delivery.": {"sent", "failed"},
+    "delivery.": {"sent", "failed", "held"},
     "job.": {str(State.DONE), str(State.FAILED), str(State.REJECTED)},
 }
 # No association is open when these are raised, or its peer is not the one to be told.
@@ -254,5 +256,5 @@ def is_kind(value: object) -> bool:
         isinstance(value, str)
         and KIND.fullmatch(value) is not None
         and value.split(".")[0] in FAMILIES
-        and not value.endswith((".html", ".css", ".json", ".dcm"))
+        and not value.endswith((".html", ".css", ".json", ".dcm", ".txt"))
     )
