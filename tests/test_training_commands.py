@@ -82,6 +82,16 @@ def test_an_ablation_without_a_finished_run_or_of_no_variant_ends_with_3(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_of_no_steps_or_of_more_than_all_ends_with_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for share in ("0", "1.5"):
+        places = ("--out", str(tmp_path / "out"), "--share", share, "--json")
+        assert main(["train", "demo", *places]) == 3
+        assert "share must be above 0" in json.loads(capsys.readouterr().out)["error"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_command_that_is_not_one_ends_with_2() -> None:
     done = train("fly", "--out", "x")
     assert done.returncode == 2

@@ -32,6 +32,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     demo.set_defaults(command=_demo)
     demo.add_argument("--out", type=Path, default=Path("run/demo"), metavar="DIR")
     demo.add_argument("--cache", type=Path, default=Path("run/pool"), metavar="DIR")
+    demo.add_argument("--share", type=float, default=1.0, help="of each recipe's steps, 0 to 1")
     demo.add_argument("--json", action="store_true", help="machine-readable output")
     ablate = stages.add_parser("ablate", help="what each part of `demo` gives, at equal steps")
     ablate.set_defaults(command=_ablate)
@@ -97,7 +98,7 @@ def _demo(arguments: argparse.Namespace) -> dict[str, object]:
     _need_extras()
     from . import demo
 
-    return demo.run(arguments.out, arguments.cache)
+    return demo.run(arguments.out, arguments.cache, arguments.share)
 
 
 def _ablate(arguments: argparse.Namespace) -> dict[str, object]:
