@@ -322,6 +322,7 @@ def test_what_an_earlier_run_left_is_removed(command: Command, ct: Path, tmp_pat
         "draft.txt",
         "notes.txt",
         "overlay.png",
+        "report.txt",
         "summary.json",
     ]
 
