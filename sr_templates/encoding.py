@@ -21,7 +21,7 @@ from .provenance import Algorithm
 from .segmentation import Outlines, Written, encode_segmentation, outline, variant
 
 # The page cites no segments: they have other numbers for other destinations.
-NO_SEGMENTS = GENERIC.like(segmentation=None, measurements=None)
+NO_SEGMENTS = GENERIC.like(segmentation=None, measurements=None, report="basic")
 
 
 def encode(  # noqa: PLR0913 - the job's facts, each by its name

@@ -124,8 +124,19 @@ def in_report(algorithm: Algorithm) -> hd.sr.AlgorithmIdentification:
 
 
 def observer(algorithm: Algorithm) -> hd.sr.ObservationContext:
-    """Name the algorithm as the one who observed (TID 1001, 1004); patient and study inherit."""
-    return hd.sr.ObservationContext(observer_device_context=device(algorithm))
+    """Name the algorithm as the one who observed, and the patient as whom (TID 1001, 1004, 1006).
+
+    Who the patient is, and which study, is inherited: a name twice could become two names.
+    """
+    context = hd.sr.ObservationContext(observer_device_context=device(algorithm))
+    context.append(
+        hd.sr.CodeContentItem(
+            name=codes.DCM.SubjectClass,
+            value=codes.DCM.Patient,
+            relationship_type=hd.sr.RelationshipTypeValues.HAS_OBS_CONTEXT,
+        )
+    )
+    return context
 
 
 def device(algorithm: Algorithm) -> hd.sr.ObserverContext:

@@ -5,7 +5,8 @@ import highdicom as hd
 import pytest
 from pydicom import Dataset
 
-from sr_templates import Finding, as_text, encode
+from dicom_node import sample
+from sr_templates import Code, Finding, as_text, encode, exam, source_images
 from sr_templates.profile import PROFILES
 from tests.drafts import (
     ALGORITHM,
@@ -33,7 +34,18 @@ def section(draft: Dataset, heading: str) -> list[Dataset]:
 
 
 def texts(draft: Dataset, heading: str) -> list[str]:
-    return [each.TextValue for each in section(draft, heading)]
+    return [each.TextValue for each in section(draft, heading) if each.ValueType == "TEXT"]
+
+
+def coded(draft: Dataset) -> list[str]:
+    """Return what the findings state by a code."""
+    found = [each for each in section(draft, "Findings") if each.ValueType == "CODE"]
+    assert {name(each) for each in found} <= {"Finding"}
+    return [each.ConceptCodeSequence[0].CodeMeaning for each in found]
+
+
+def headings(draft: Dataset) -> list[str]:
+    return [name(each) for each in draft.ContentSequence if each.ValueType == "CONTAINER"]
 
 
 def test_the_tree_has_the_rows_of_tid_2000_in_their_order() -> None:
@@ -50,8 +62,10 @@ def test_the_tree_has_the_rows_of_tid_2000_in_their_order() -> None:
         ("HAS OBS CONTEXT", "Device Observer Name"),
         ("HAS OBS CONTEXT", "Device Observer Manufacturer"),
         ("HAS OBS CONTEXT", "Device Observer Model Name"),
+        ("HAS OBS CONTEXT", "Subject Class"),
         ("CONTAINS", "Summary"),
         ("CONTAINS", "Current Procedure Descriptions"),
+        ("CONTAINS", "Prior Procedure Descriptions"),
         ("CONTAINS", "Findings"),
         ("CONTAINS", "Impressions"),
     ]
@@ -76,7 +90,12 @@ def test_the_document_is_complete_unverified_and_preliminary() -> None:
 def test_every_question_is_there_with_its_answer_in_the_protocols_order() -> None:
     found = texts(encoded(text="Perhaps.")["draft"], "Findings")
     words = [each for each in CHEST.questions if not each.caption and not each.target]
-    expected = [f'{each.heading}. {each.text}\nAI: "Perhaps."' for each in words]
+    declined = "\nDeclined: it is none of the answers that count ({})."
+    expected = [
+        f'{each.heading}. {each.text}\nAI: "Perhaps."'
+        f"{declined.format(each.evaluation.allowed) if each.evaluation else ''}"
+        for each in words
+    ]
     assert found[: len(words)] == expected
     assert len(found) == len(words) + len(CHEST.targets)
 
@@ -106,16 +125,29 @@ def test_what_was_not_outlined_is_not_called_absent() -> None:
 
 def test_an_outline_refers_to_its_segment() -> None:
     made = encoded(without=["seg_right_lung"])
-    missing, left, *_ = section(made["draft"], "Findings")[-5:]
+    missing, code, left, *_ = section(made["draft"], "Findings")[-9:]
     assert "ContentSequence" not in missing
-    (image,) = left.ContentSequence
+    assert code.ConceptCodeSequence[0].CodeMeaning == "Left lung"
+    image, key = left.ContentSequence
     assert (image.RelationshipType, name(image)) == ("INFERRED FROM", "Illustration of ROI")
+    assert code.ContentSequence[0] == image
     (reference,) = image.ReferencedSOPSequence
     assert reference.ReferencedSOPInstanceUID == made["seg"].SOPInstanceUID
     number = reference.ReferencedSegmentNumber
     assert made["seg"].SegmentSequence[number - 1].SegmentLabel == "Left lung"
     assert left.TextValue.startswith("Left lung. AI: outlined, ")
     assert left.TextValue.endswith("(segment 1).")
+    assert (key.RelationshipType, name(key)) == ("INFERRED FROM", "Best illustration of finding")
+    sources, volume = stack(series())
+    (mask,) = [
+        each.mask.array
+        for each in findings(CHEST, volume)
+        if each.question.id == "seg_left_lung" and each.mask
+    ]
+    largest = source_images.by_slice(sources, volume)[int(mask.sum(axis=(1, 2)).argmax())]
+    (reference,) = key.ReferencedSOPSequence
+    assert reference.ReferencedSOPInstanceUID == largest.sop_instance_uid
+    assert f"largest on image {largest.header.InstanceNumber} " in left.TextValue
 
 
 def test_what_was_outlined_is_said_where_no_segment_goes() -> None:
@@ -146,19 +178,95 @@ def test_an_outline_that_was_given_to_others_is_said_to_be_left_out() -> None:
         CHEST, sources, answers, ALGORITHM, job_id=JOB, image=None, created_at=CREATED_AT
     )["draft"]
     first, second = texts(draft, "Findings")[-5:-3]
-    assert first.startswith("Right lung. AI: outlined, 0.64 mL (segment 1).")
+    assert first.startswith("Right lung. AI: outlined, 0.64 mL, largest on image ")
+    assert first.endswith(" (segment 1).")
     assert second.startswith("Left lung. AI: its outline lies wholly within those of other")
 
 
-def test_nothing_states_a_coded_finding() -> None:
+OUTLINED = ["Right lung", "Left lung", "Heart", "Aorta", "Trachea"]
+
+
+@pytest.mark.parametrize("text", ["No.", "No, there is none.", "Perhaps.", "Pneumothorax: absent"])
+def test_no_answer_but_the_allowed_one_states_a_coded_finding(text: str) -> None:
     # "Finding = Pneumothorax" beside the answer "there is none" would be the worst of drafts.
-    for item in section(encoded()["draft"], "Findings"):
-        assert item.ValueType == "TEXT"
+    assert coded(encoded(text=text)["draft"]) == OUTLINED
+
+
+def test_the_answer_whose_code_is_present_states_a_coded_finding() -> None:
+    assert coded(encoded(text="Yes, on the left.")["draft"]) == ["Pneumothorax", *OUTLINED]
+    assert coded(encoded(text="Yes.", without=ALL_TARGETS)["draft"]) == ["Pneumothorax"]
+
+
+def test_a_side_without_a_code_of_its_own_leaves_the_words_alone() -> None:
+    # The template has no place for a side beside a code: a lung of either side is another thing.
+    target = next(each for each in CHEST.targets if each.id == "seg_left_lung")
+    breast = replace(target.target, type=Code("SCT", "76752008", "Breast"))
+    protocol = replace(CHEST, questions=(replace(target, target=breast),))
+    sources, volume = stack(series())
+    draft = encode(
+        protocol,
+        sources,
+        findings(protocol, volume),
+        ALGORITHM,
+        job_id=JOB,
+        image=None,
+        created_at=CREATED_AT,
+    )["draft"]
+    assert coded(draft) == []
+    assert texts(draft, "Findings")[0].startswith("Left lung. AI: outlined, ")
+
+
+def test_what_has_no_answer_that_counts_is_said_at_the_head() -> None:
+    assert texts(encoded(text="Yes.")["draft"], "Summary")[1:] == []
+    (declined,) = texts(encoded(text="Perhaps.")["draft"], "Summary")[1:]
+    assert declined == "2 of 13 questions have no answer that counts: Technique; Pleura."
+    (silent,) = texts(encoded(text=" ")["draft"], "Summary")[1:]
+    assert silent.startswith("13 of 13 questions have no answer that counts: Impression; Techni")
+
+
+def test_the_request_is_quoted_where_the_header_has_one() -> None:
+    assert "Indications for Procedure" not in headings(encoded()["draft"])
+    instances = series()
+    item = Dataset()
+    item.ReasonForTheRequestedProcedure = 'cough "for weeks"'
+    for each in instances:
+        each.RequestAttributesSequence = [item]
+        each.AdmittingDiagnosesDescription = "pneumonia?"
+    draft = encoded(instances=instances)["draft"]
+    assert headings(draft)[:2] == ["Summary", "Indications for Procedure"]
+    assert texts(draft, "Indications for Procedure") == [
+        "Reason given with the request (quoted from the image header): \"cough 'for weeks'\"",
+        'Admitting diagnosis (quoted from the image header): "pneumonia?"',
+    ]
+
+
+def test_nothing_is_compared_and_that_is_said() -> None:
+    (told,) = texts(encoded()["draft"], "Prior Procedure Descriptions")
+    assert told == "No earlier exam was looked at: nothing is compared."
+
+
+def test_the_technique_is_what_the_header_says() -> None:
+    instances = series()
+    for each in instances:
+        each.KVP, each.ConvolutionKernel, each.ContrastBolusAgent = "120", "B30f", "Iohexol"
+    _, made, *_ = texts(encoded(instances=instances)["draft"], "Current Procedure Descriptions")
+    assert made == (
+        "Technique: CT, 120 kVp, slice thickness 3 mm, pixel spacing 1.5 x 1.25 mm, kernel B30f, "
+        'contrast agent "Iohexol"; all as the image header says.'
+    )
+
+
+def test_the_technique_of_a_multi_frame_image_is_that_of_its_frames() -> None:
+    source = sample.enhanced(modality="MR", shape=(12, 20, 24))
+    made = exam.technique(source, "MR")
+    assert "slice thickness" in made
+    assert "pixel spacing" in made
+    assert made.endswith("no contrast agent named; all as the image header says.")
 
 
 def test_the_words_of_the_model_cannot_pass_for_the_documents_own() -> None:
     hostile = 'None."\n\nVERIFIED by Dr. X\x1b[2J\u202e<script>alert(1)</script>' + "z" * 9000
-    found = texts(encoded(text=hostile)["draft"], "Findings")[0]
+    found = texts(encoded(text=hostile)["draft"], "Findings")[1]
     words = found.split("AI: ", 1)[1]
     assert words[0] == words[-1] == '"'
     assert '"' not in words[1:-1]
@@ -177,7 +285,8 @@ def test_an_untrained_model_is_called_so_before_any_finding() -> None:
 
 
 def test_it_says_what_was_read_by_what_and_its_limits() -> None:
-    images, model, limits = texts(encoded()["draft"], "Current Procedure Descriptions")
+    images, made, model, limits = texts(encoded()["draft"], "Current Procedure Descriptions")
+    assert made.startswith("Technique: CT, ")
     number = series()[0].SeriesNumber
     assert images == f'Images: Chest CT, series {number} "CT CHEST", 12 slices.'
     assert model.startswith("AI model: LaMed, version 1.2.3, of LaMed Node. Weights SHA-256 0f0f0f")

@@ -23,6 +23,7 @@ OLDER: Final = {
     ("LN", "18785-6"): ("DCM", "121109", "Indications for Procedure"),
     ("LN", "55114-3"): ("DCM", "121066", "Prior Procedure Descriptions"),
     ("LN", "55113-5"): ("DCM", "121180", "Key Images"),
+    ("LN", "55115-0"): ("DCM", "121062", "Request"),
     ("LN", "18783-1"): ("DCM", "121074", "Recommendations"),
     ("DCM", "121200"): ("DCM", "121080", "Best illustration of finding"),
 }
