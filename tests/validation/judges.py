@@ -173,7 +173,7 @@ def _items(report: Dataset) -> Iterator[Dataset]:
 
 def _is_group(item: Dataset) -> bool:
     names = item.get("ConceptNameCodeSequence") or [Dataset()]
-    return item.get("ValueType") == "CONTAINER" and names[0].get("CodeValue") == "125007"
+    return item.get("ValueType") == "CONTAINER" and str(names[0].get("CodeValue")) == "125007"
 
 
 # --- all objects of a job -------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def _is_group(item: Dataset) -> bool:
 def entities(_: Case, paths: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """Ask dcentvfy, with every image that was read: what is said of patient, study, series."""
     sources = sorted(paths[next(iter(paths))].parent.glob("source/*.dcm"))
-    _, said = DCENTVFY.run(*sources, *paths.values())
+    said = DCENTVFY.run(*sources, *paths.values())[1]
     by_name = {path.name: label for label, path in paths.items()}
     found: dict[tuple[str, str], None] = {}
     for line in _lines(said, "Error", "Warning"):

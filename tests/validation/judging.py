@@ -30,6 +30,7 @@ class Court:
         self.outcome = Outcome(explanations=load())
         self._judges = [each for each in judges if self._is_there(each)]
         self._benches = [each for each in benches if self._is_there(each)]
+        self._heard = 0
         self._known: dict[tuple[str, str], list[str]] = {}
 
     def _is_there(self, each: Judge | Bench) -> bool:
@@ -40,7 +41,8 @@ class Court:
 
     def hear(self, case: Case, tell: Tell = lambda _: None) -> None:
         """Ask everybody about a case."""
-        paths = _write(case, self._folder / f"{len(list(self._folder.iterdir()))}")
+        self._heard += 1
+        paths = _write(case, self._folder / f"{self._heard}")
         asked = [
             (judge, label, instance)
             for judge in self._judges

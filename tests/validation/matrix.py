@@ -44,7 +44,7 @@ WANTED: Final = (
 )
 ALL: Final = (*PROFILES.values(), *WANTED)
 FEW: Final = tuple(PROFILES[name] for name in ("generic-pacs", "ohif", "legacy-pacs"))
-PATIENTS: Final = {
+PATIENTS: Final[dict[str, tuple[str | list[str], str]]] = {
     "Japanese": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
     "Chinese": ("GB18030", "Wang^XiaoDong=王^小东"),
     "Cyrillic": ("ISO_IR 144", "Щербаков^Юрий"),

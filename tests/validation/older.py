@@ -5,7 +5,7 @@ a code of today it would check nothing. LOINC replaced the codes of 7001 and 700
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Final
 
@@ -27,6 +27,8 @@ OLDER: Final = {
     ("LN", "18783-1"): ("DCM", "121074", "Recommendations"),
     ("DCM", "121200"): ("DCM", "121080", "Best illustration of finding"),
 }
+TREE: Final = ("ContentTemplateSequence", "ConceptNameCodeSequence", "ContentSequence")
+CODED: Final = {"CS", "SH", "LO", "UC"}
 
 
 def translated(report: Dataset) -> Dataset:
@@ -51,30 +53,21 @@ def short(line: str) -> str:
 
 
 def skeleton(report: Dataset) -> str:
-    """Write what a template checker looks at: everything in the tree but its values."""
-    return "\n".join(_skeleton(report, 0))
+    """Write what a template checker looks at: the tree with its codes, but no text, number or UID.
+
+    Two documents of one skeleton get one verdict.
+    """
+    return "\n".join(each for top in TREE for each in _skeleton(top, report.get(top)))
 
 
-def _skeleton(item: Dataset, depth: int) -> Iterator[str]:
-    for each in item:
-        if each.keyword in {
-            "TextValue",
-            "NumericValue",
-            "UID",
-            "GraphicData",
-            "FloatingPointValue",
-        }:
-            continue
-        if each.VR == "SQ" and (
-            depth
-            or each.keyword
-            in {"ContentSequence", "ContentTemplateSequence", "ConceptNameCodeSequence"}
-        ):
-            for inner in each.value:
-                yield f"{' ' * depth}{each.keyword}"
-                yield from _skeleton(inner, depth + 1)
-        elif depth and each.VR != "UI":
-            yield f"{' ' * depth}{each.keyword} {each.value}"
+def _skeleton(keyword: str, items: Iterable[Dataset] | None) -> Iterator[str]:
+    for item in items or ():
+        yield keyword
+        for each in item:
+            if each.VR == "SQ":
+                yield from _skeleton(f" {keyword}.{each.keyword}", each.value)
+            else:
+                yield f" {each.keyword} {each.value if each.VR in CODED else ''}"
 
 
 def _concepts(item: Dataset) -> Iterator[Dataset]:
