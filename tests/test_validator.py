@@ -15,6 +15,7 @@ from dicom_node.config import Config
 from dicom_node.errors import Unavailable
 from dicom_node.ledger import Result
 from dicom_node.validator import Validator, Verdict
+from sr_templates import GENERIC
 
 WRONG = "1.2.3.4.5.06"  # PS3.5 9.1: no component begins with a zero
 
@@ -62,6 +63,17 @@ def test_an_error_is_quoted_and_holds_the_object_and_what_refers_to_it(
     held = program.held(rows, verdicts)
     assert line in held["seg"].splitlines()
     assert held["measurements"] == held["draft"] == "refers to seg, held too"
+
+
+def test_reports_that_refer_to_a_label_map_are_valid(
+    tmp_path: Path, tool: Callable[[str], str]
+) -> None:
+    profile = GENERIC.like(name="labelmap", segmentation="LABELMAP")
+    made = drafts.encoded(profiles=(profile,))
+    found = Validator(tool("dciodvfy"))
+    assert {each.label: found.check(each.path) for each in saved(made, tmp_path)} == dict.fromkeys(
+        made, Verdict("valid")
+    )
 
 
 def test_nothing_wrong_holds_nothing_back(made: dict[str, Dataset], tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pydicom import Dataset, config
@@ -31,7 +31,7 @@ class Court:
         self._judges = [each for each in judges if self._is_there(each)]
         self._benches = [each for each in benches if self._is_there(each)]
         self._heard = 0
-        self._known: dict[tuple[str, str], list[str]] = {}
+        self._known: dict[tuple[str, str], Future[list[str]]] = {}
 
     def _is_there(self, each: Judge | Bench) -> bool:
         missing = each.program.missing if each.program else ""
@@ -49,11 +49,9 @@ class Court:
             for label, instance in case.objects.items()
             if judge.wants(instance) and self._may(judge)
         ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            answers = pool.map(lambda each: self._ask(each[0], each[2], paths[each[1]]), asked)
-            for (judge, label, _), found in zip(asked, answers, strict=True):
-                tell(f"{case.name}: {judge.name} on {label}")
-                self._note(case, judge.name, [label], ((label, each) for each in found))
+        for judge, label, verdict in self._verdicts(asked, paths):
+            tell(f"{case.name}: {judge.name} on {label}")
+            self._note(case, judge.name, [label], ((label, each) for each in verdict))
         for bench in self._benches:
             tell(f"{case.name}: {bench.name}")
             self._note(case, bench.name, paths, bench.ask(case, paths))
@@ -65,13 +63,20 @@ class Court:
             self._limits[judge.name] = left - 1
         return left > 0
 
-    def _ask(self, judge: Judge, instance: Dataset, path: Path) -> list[str]:
-        if judge.same is None:
-            return judge.ask(path)
-        key = judge.name, judge.same(instance)
-        if key not in self._known:
-            self._known[key] = judge.ask(path)
-        return self._known[key]
+    def _verdicts(
+        self, asked: Sequence[tuple[Judge, str, Dataset]], paths: Mapping[str, Path]
+    ) -> Iterator[tuple[Judge, str, list[str]]]:
+        """Ask as many at once as there are cores, and nobody twice about the same."""
+        keys = [
+            (judge.name, judge.same(instance) if judge.same else str(paths[label]))
+            for judge, label, instance in asked
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for key, (judge, label, _) in zip(keys, asked, strict=True):
+                if key not in self._known:
+                    self._known[key] = pool.submit(judge.ask, paths[label])
+            for key, (judge, label, _) in zip(keys, asked, strict=True):
+                yield judge, label, self._known[key].result()
 
     def _note(
         self, case: Case, judge: str, labels: Iterable[str], found: Iterable[tuple[str, str]]
