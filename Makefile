@@ -1,5 +1,5 @@
 # Two commands: `make run` shows the main job, `make test` runs every test. Both install what they need.
-# Everything else: make check | bench | demo-checkpoint | clean.
+# Everything else: make check | validate | bench | demo-checkpoint | clean.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -11,14 +11,15 @@ export HF_HUB_OFFLINE = 1
 STAMP      = $(VENV)/.installed-$(shell cat setup.cfg pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 STAMP_DEV  = $(STAMP)-dev
 SYSTEM_RUN  := python3-venv
-SYSTEM_TEST := $(SYSTEM_RUN) dcmtk orthanc orthanc-dicomweb orthanc-python orthanc-webviewer chromium
+SYSTEM_JUDGES := dcmtk pixelmed-apps
+SYSTEM_TEST := $(SYSTEM_RUN) $(SYSTEM_JUDGES) orthanc orthanc-dicomweb orthanc-python orthanc-webviewer chromium
 # Some bring npm with Node.js, where Debian's package of that name cannot be installed.
 SYSTEM_TEST += $(if $(shell command -v npm 2>/dev/null),,npm)
 # The viewer that the tests look through, as its makers built it.
 OHIF        := 3.13.2
 OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 
-.PHONY: run test check bench demo-checkpoint clean system-run system-test
+.PHONY: run test check validate bench demo-checkpoint clean system-run system-validate system-test
 
 run: system-run $(STAMP)
 	$(BIN)/lamed-node demo
@@ -32,6 +33,10 @@ check: system-run $(STAMP_DEV)
 	$(BIN)/mypy
 	MYPYPATH=plugin $(BIN)/mypy --strict plugin/lamed_orthanc.py
 	$(BIN)/lint-imports
+
+# Every object x modality x profile before every validator and reader: about ten minutes on 2 cores.
+validate: system-validate $(STAMP_DEV)
+	$(BIN)/python -m tests.validation $(ARGS)
 
 bench: system-test $(STAMP_DEV)
 	$(BIN)/python -m tests.bench $(ARGS)
@@ -48,8 +53,9 @@ clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 system-run: PACKAGES = $(SYSTEM_RUN)
+system-validate: PACKAGES = $(SYSTEM_RUN) $(SYSTEM_JUDGES)
 system-test: PACKAGES = $(SYSTEM_TEST)
-system-run system-test:
+system-run system-validate system-test:
 	@missing=""; for each in $(PACKAGES); do \
 	  dpkg-query -W -f '$${Status}' $$each 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$each"; done; \
 	if [ -n "$$missing" ]; then \
