@@ -34,11 +34,15 @@ PARAGRAPHS = (VR.ST, VR.LT, VR.UT)
 CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
 SKIPPED = (0x0000, 0x0002, 0x0004, 0x7FE0)  # command, file meta, directory, pixels
 FUNCTIONAL_GROUPS = 0x5200  # by frame: an item left out would move all that follow
+JOINERS = "\u200c\u200d"  # part of the spelling in Persian and in Indian scripts
+# What selects a character set (PS3.5 6.1.2.5); of that for Chinese, readers leave it in the text.
+DESIGNATION = re.compile(r"\x1b[$()*+,./-]+[@-~]")
 CUT = " [...]"
 
 
 def text(value: str, limit: int) -> str:
     """Return text of several lines: no control or direction characters, at most `limit` long."""
+    value = DESIGNATION.sub("", value)
     lines = value.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     plain = "\n".join("".join(_printable(line)).rstrip() for line in lines)
     plain = re.sub(r"\n{3,}", "\n\n", plain).strip()
@@ -56,7 +60,7 @@ def _printable(value: str) -> Iterator[str]:
         # Cf holds the marks that turn the reading direction, Cs halves that no encoding takes.
         if category in ("Cc", "Zl", "Zp"):
             yield " "
-        elif category not in ("Cf", "Cs", "Co", "Cn"):
+        elif character in JOINERS or category not in ("Cf", "Cs", "Co", "Cn"):
             yield character
 
 

@@ -261,6 +261,36 @@ def test_a_patient_with_a_foreign_name_keeps_it(tmp_path: Path) -> None:
         assert read.PatientBirthDate == ""
 
 
+def test_the_patient_module_is_the_source_s(tmp_path: Path) -> None:
+    instances, other = series(), Dataset()
+    other.PatientID, other.IssuerOfPatientID, other.TypeOfPatientID = "9", "OTHER", "TEXT"
+    for each in instances:
+        each.IssuerOfPatientID, each.OtherPatientIDsSequence = "HOSPITAL", [other]
+        each.PatientName, each.PatientBirthTime = "Yamada^Tarou=山田^太郎=やまだ^たろう", "101010"
+        each.SpecificCharacterSet, each.PatientComments = "ISO_IR 192", "one\ntwo"
+        each.PatientAge, each.PatientSize, each.PatientWeight = "060Y", "1.70", "80.5"
+        each.PatientIdentityRemoved, each.DeidentificationMethod = "YES", "by hand"
+    source = instances[0]
+    for label, made in encoded(instances=instances).items():
+        verify(made, tmp_path / f"{label}.dcm")
+        read = dcmread(tmp_path / f"{label}.dcm")
+        for each in source.group_dataset(0x0010):
+            if "Contrast" not in each.keyword:
+                assert read[each.tag] == each, each.keyword
+
+
+def test_a_hundred_thousand_hostile_characters_are_stored_and_shown_as_text(
+    tmp_path: Path,
+) -> None:
+    hostile = "<script>alert('x')</script>\x1b[2J\u202e&amp;\x00" * 2500
+    draft = encoded(text=hostile)["draft"]
+    verify(draft, tmp_path / "draft.dcm")
+    page = dcmtk(draft, tmp_path / "draft.dcm")
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert not {"\x1b", "\x00", "\u202e"} & set(page)
+
+
 def test_a_question_of_another_protocol_is_refused() -> None:
     sources, volume = stack(series())
     stranger = Finding(replace(PROTOCOLS["ct_chest"].questions[0], id="other"), "No.")

@@ -1,3 +1,4 @@
+import struct
 from io import BytesIO
 
 import pytest
@@ -30,6 +31,22 @@ def reread(source: Dataset) -> Dataset:
 
 def test_control_and_direction_characters_leave_a_text() -> None:
     assert foreign.text("a\x00b\x1b[31m\u202ec\u2028d\ud800", 100) == "a b [31mc d"
+
+
+def test_the_joiners_of_persian_and_indian_words_stay() -> None:
+    assert foreign.text("می\u200cشود क्\u200dष \u200fx\u2067", 100) == "می\u200cشود क्\u200dष x"
+
+
+def test_a_hundred_thousand_characters_of_anything_become_a_text() -> None:
+    for each in (
+        "<b onclick='x'>" * 7000,
+        "\u202e\x00\r\n" * 25_000,
+        "é" * 100_000,
+        "\n" * 100_000,
+    ):
+        text = foreign.text(each, 4000)
+        assert len(text) <= 4000
+        assert not {"\x00", "\r", "\u202e"} & set(text)
 
 
 def test_line_ends_become_one_kind_and_long_gaps_one_empty_line() -> None:
@@ -154,6 +171,69 @@ def test_the_source_is_not_changed() -> None:
 def test_frames_are_not_thinned_out() -> None:
     source = image(PerFrameFunctionalGroupsSequence=[Dataset(), Dataset()])
     assert len(foreign.header(source).PerFrameFunctionalGroupsSequence) == 2
+
+
+# Bytes as PS3.5 annexes H to K give them, or as scanners of these lands write them.
+NAMES = [
+    ("ISO_IR 100", b"M\xfcller^J\xfcrgen", "Müller^Jürgen"),
+    ("ISO_IR 144", b"\xb8\xd2\xd0\xdd\xde\xd2^\xb8\xd2\xd0\xdd", "Иванов^Иван"),
+    ("ISO_IR 126", b"\xc4\xe9\xef\xed\xf5\xf3\xe9\xef\xf2", "Διονυσιος"),
+    (
+        "\\ISO 2022 IR 87",
+        b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B^\x1b$B$?$m$&\x1b(B",
+        "Yamada^Tarou=山田^太郎=やまだ^たろう",
+    ),
+    (
+        "ISO 2022 IR 13\\ISO 2022 IR 87",
+        (
+            b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3=\x1b$B;3ED\x1b(J^\x1b$BB@O:\x1b(J="
+            b"\x1b$B$d$^$@\x1b(J^\x1b$B$?$m$&\x1b(J"
+        ),
+        "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう",
+    ),
+    (
+        "\\ISO 2022 IR 149",
+        (
+            b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7="
+            b"\x1b$)C\xc8\xab^\x1b$)C\xb1\xe6\xb5\xbf"
+        ),
+        "Hong^Gildong=洪^吉洞=홍^길동",
+    ),
+    ("GB18030", b"Wang^XiaoDong=\xcd\xf5^\xd0\xa1\xb6\xab=", "Wang^XiaoDong=王^小东"),
+    ("GBK", b"Wang^XiaoDong=\xcd\xf5^\xd0\xa1\xb6\xab=", "Wang^XiaoDong=王^小东"),
+    (
+        "\\ISO 2022 IR 58",
+        b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab=",
+        "Zhang^XiaoDong=张^小东",
+    ),
+    ("ISO_IR 192", "Wang^XiaoDong=王^小東".encode(), "Wang^XiaoDong=王^小東"),
+]
+
+
+@pytest.mark.parametrize(("character_set", "name", "shown"), NAMES)
+def test_a_name_of_any_character_set_is_written_in_utf_8_with_its_groups(
+    character_set: str, name: bytes, shown: str
+) -> None:
+    clean = foreign.header(in_bytes(character_set, name))
+    clean.SpecificCharacterSet = "ISO_IR 192"
+    read = reread(clean)
+    assert str(read.PatientName).rstrip("=") == shown
+    assert read.OtherPatientIDsSequence[0].PatientID.rstrip("=") == shown
+
+
+def in_bytes(character_set: str, name: bytes) -> Dataset:
+    """Return an image whose patient's name is these bytes, and what an item of it repeats."""
+    item = element(0x0010, 0x0020, b"LO", name)
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item
+    header = element(0x0008, 0x0005, b"CS", character_set.encode())
+    header += element(0x0010, 0x0010, b"PN", name)
+    header += struct.pack("<HH2sHI", 0x0010, 0x1002, b"SQ", 0, len(item)) + item
+    return dcmread(BytesIO(header), force=True)
+
+
+def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
+    padded = value + b" " * (len(value) % 2)
+    return struct.pack("<HH2sH", group, number, vr, len(padded)) + padded
 
 
 def test_a_name_in_latin_1_is_written_in_utf_8() -> None:
