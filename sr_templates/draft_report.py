@@ -127,7 +127,7 @@ def _summary(document: Document, given: Mapping[str, Finding]) -> Iterator[hd.sr
         headings = "; ".join(dict.fromkeys(each.heading for each in open_ones))
         yield _text(
             SUMMARY,
-            f"{len(open_ones)} of {len(asked)} questions have no answer that counts: {headings}.",
+            f"No answer that counts to {len(open_ones)} of {len(asked)} questions: {headings}.",
         )
 
 

@@ -14,6 +14,7 @@ from .source_images import SourceImage
 
 CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 HAS_ACQ_CONTEXT = hd.sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
+SOURCE = Code("260753009", "SCT", "Source")
 PIXELS = Code("{pixels}", "UCUM", "Pixels")
 MODALITIES = {  # PS3.16 CID 29
     "CT": Code("CT", "DCM", "Computed Tomography"),
@@ -27,7 +28,7 @@ def library(images: Sequence[SourceImage], document: Document) -> hd.sr.Containe
     group.ContentSequence.extend(_descriptors(document))
     group.ContentSequence.extend(
         hd.sr.ImageContentItem(
-            name=codes.SCT.Source,
+            name=SOURCE,
             referenced_sop_class_uid=each.sop_class_uid,
             referenced_sop_instance_uid=each.sop_instance_uid,
             referenced_frame_numbers=each.frames,

@@ -102,7 +102,16 @@ def encode_measurements(  # noqa: PLR0913 - the job's facts, as the draft has th
     if not parts:
         return None
     root.ContentSequence.extend(parts)
+    _separate(root)
     return document.report(MEASUREMENTS, hd.sr.Comprehensive3DSR, evidence, root, label=label)
+
+
+def _separate(item: Dataset) -> None:
+    """Let viewers set each item of a container by itself, with its name."""
+    if "ContinuityOfContent" in item:
+        item.ContinuityOfContent = "SEPARATE"
+        for each in item.ContentSequence:
+            _separate(each)
 
 
 def _container(name: Code, items: hd.sr.ContentSequence) -> hd.sr.ContainerContentItem:

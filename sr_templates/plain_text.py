@@ -132,7 +132,8 @@ def _fact(draft: Dataset, keyword: str) -> str:
 
 def _paragraphs(section: Dataset) -> Iterator[str]:
     for item in section.get("ContentSequence") or ():
-        lines = list(_lines(item))
+        # A code stands for machines; the sentence beside it says the same.
+        lines = [] if item.get("ValueType") == "CODE" else list(_lines(item))
         if lines:
             yield "\n".join(lines)
 

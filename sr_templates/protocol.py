@@ -120,7 +120,7 @@ class Evaluation:
     @property
     def allowed(self) -> str:
         """The allowed answers, for a sentence."""
-        return ", ".join(words for words, _ in self.answers)
+        return ", ".join(f'"{words}"' for words, _ in self.answers)
 
 
 def plain_answer(answer: str) -> str:

@@ -219,9 +219,9 @@ def test_a_side_without_a_code_of_its_own_leaves_the_words_alone() -> None:
 def test_what_has_no_answer_that_counts_is_said_at_the_head() -> None:
     assert texts(encoded(text="Yes.")["draft"], "Summary")[1:] == []
     (declined,) = texts(encoded(text="Perhaps.")["draft"], "Summary")[1:]
-    assert declined == "2 of 13 questions have no answer that counts: Technique; Pleura."
+    assert declined == "No answer that counts to 2 of 13 questions: Technique; Pleura."
     (silent,) = texts(encoded(text=" ")["draft"], "Summary")[1:]
-    assert silent.startswith("13 of 13 questions have no answer that counts: Impression; Techni")
+    assert silent.startswith("No answer that counts to 13 of 13 questions: Impression; Techni")
 
 
 def test_the_request_is_quoted_where_the_header_has_one() -> None:

@@ -182,7 +182,7 @@ def test_allowed_answers_have_codes_and_others_have_none(tmp_path: Path) -> None
     text = SMALL.replace('text = "Is there a mass?"', EVALUATED.replace("ANSWERS", YES_NO))
     evaluation = load_protocols(written(tmp_path, text))["small"].questions[0].evaluation
     assert evaluation.concept.meaning == "Pneumothorax"
-    assert evaluation.allowed == "yes, no, none"
+    assert evaluation.allowed == '"yes", "no, none"'
     assert evaluation.code(" Yes.\n") == Code("SCT", "52101004", "Present")
     assert evaluation.code("NO,  none!") == Code("SCT", "272519000", "Absent")
     for other in ("", "yes and no", "Yes, on the left.", "no", "y"):
