@@ -1,4 +1,4 @@
-"""Seconds and memory until segments are objects on the disk: 20 and 104 of them.
+"""Seconds and memory until segments are objects on the disk: 20 and 104 of them, and their SR.
 
 Each subject starts from what costs it least: one array of segment numbers, for dcmqi as a file. A
 segment is on a quarter of the slices. A job returns both SR besides, and starts from masks: one
@@ -47,6 +47,9 @@ def run(lab: Lab) -> None:
         slices = lab.size(200, 8)
         case = f"{targets} targets in {slices} x {size} x {size}, SEG and both SR"
         _measure(lab, case, {OURS: everything}, slices, targets)
+    slices, findings = (8, 5) if lab.quick else (400, 100)
+    case = f"{findings} findings in {slices} x {size} x {size}, both SR without the SEG"
+    _measure(lab, case, {OURS: reports}, slices, findings)
 
 
 def _measure(
@@ -79,6 +82,37 @@ def ours(folder: str, targets: str) -> Callable[[], None]:
         if outlines is None:
             raise RuntimeError("the labels are empty")
         _save(encode_segmentation(outlines, document, GENERIC).objects.values())
+
+    return work
+
+
+def reports(folder: str, targets: str) -> Callable[[], None]:
+    """Prepare both SR of segments that are already written."""
+    import highdicom as hd
+    import numpy as np
+
+    from sr_templates import GENERIC, Finding
+    from sr_templates.document import Document
+    from sr_templates.draft_report import encode_draft
+    from sr_templates.measurements import encode_measurements
+    from sr_templates.segmentation import encode_segmentation, number_segments
+
+    sources = _headers(folder)
+    protocol = _protocol(int(targets))
+    document = Document.about(protocol, sources, _algorithm(), JOB, WHEN)
+    answers = [Finding(each, "It is [SEG].", confidence=0.5) for each in protocol.questions]
+    labels = hd.Volume(_labels(sources, int(targets)), _affine(sources), "PATIENT")
+    image = labels.with_array(labels.array.astype(np.float32))
+    outlines = number_segments(labels, answers, document)
+    if outlines is None:
+        raise RuntimeError("the labels are empty")
+    segments = encode_segmentation(outlines, document, GENERIC)
+    _warm_up(sources)
+
+    def work() -> None:
+        measured = encode_measurements(answers, outlines, segments, image, document, GENERIC)
+        draft = encode_draft(answers, outlines, segments, document, GENERIC)
+        _save([draft] if measured is None else [measured, draft])
 
     return work
 
