@@ -1,5 +1,6 @@
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -27,6 +28,7 @@ from tests.drafts import (
     series,
     stack,
 )
+from tests.test_encoding import verify
 
 
 def groups(sr: Dataset) -> list[hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations]:
@@ -310,3 +312,30 @@ def test_an_image_of_another_size_or_grid_is_refused() -> None:
     for other in (volume[1:], finer, aside):
         with pytest.raises(TemplateError, match="grid"):
             measured(answers, other)
+
+
+def test_a_hundred_findings_are_a_hundred_groups_of_one_valid_report(tmp_path: Path) -> None:
+    question = PROTOCOLS["ct_chest"].targets[-1]
+    questions = tuple(
+        replace(question, id=f"q{index}", target=replace(question.target, label=f"Part {index}"))
+        for index in range(100)
+    )
+    protocol = replace(PROTOCOLS["ct_chest"], questions=questions)
+    sources, volume = stack(series())
+    answers = []
+    for index, each in enumerate(questions):
+        mask = np.zeros(volume.spatial_shape, np.uint8)
+        mask[index % 12, index // 12 : index // 12 + 2, index % 20] = 1
+        answers.append(Finding(each, "", volume.with_array(mask), 0.5))
+    made = encode(
+        protocol,
+        sources,
+        answers,
+        ALGORITHM,
+        job_id=JOB,
+        image=volume,
+        created_at=CREATED_AT,
+    )
+    verify(made["measurements"], tmp_path / "measurements.dcm")
+    verify(made["draft"], tmp_path / "draft.dcm")
+    assert len(groups(made["measurements"])) == len(made["seg"].SegmentSequence) > 90
