@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from sr_templates import Finding, TemplateError, encode
+from sr_templates import Finding, TemplateError, as_text, encode
 from tests.drafts import (
     ALGORITHM,
     CREATED_AT,
@@ -196,7 +196,9 @@ def test_an_empty_mask_gets_no_segment_and_the_numbers_close_up(tmp_path: Path) 
 
 
 def test_without_a_voxel_there_is_no_seg_and_nothing_measured() -> None:
-    assert set(encoded(without=[each.id for each in TARGETS])) == {"draft"}
+    objects = encoded(without=[each.id for each in TARGETS])
+    assert set(objects) == {"draft", "measurements"}
+    assert "Volume" not in as_text(objects["measurements"])  # coded answers, and no numbers
 
 
 def test_a_mask_for_a_question_in_words_is_not_written() -> None:

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,6 +251,13 @@ class Ohif:
             assert time.monotonic() < deadline, "the viewport never came to rest"
             self.page.wait_for_timeout(300)
             before, now = now, self._canvas()
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something holds of what is drawn; fail if it never does."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while not is_so():
+            assert time.monotonic() < deadline, "what was expected was never drawn"
+            self.page.wait_for_timeout(300)
 
     def picture(self) -> RGB:
         """Give what is drawn of image and segments, without texts and lines: (height, width, 3)."""
