@@ -19,7 +19,8 @@ from pydicom.tag import BaseTag
 
 from dicom_node import sample
 from dicom_node.errors import Unavailable
-from sr_templates import GENERIC, PROFILES, Finding, Profile, Protocol, encode
+from sr_templates import GENERIC, PROFILES, Finding, Predecessor, Profile, Protocol, encode
+from sr_templates.run_record import encode_record
 from tests.drafts import (
     ALGORITHM,
     CREATED_AT,
@@ -56,6 +57,12 @@ ATTACKS: Final = {
     "length": "Very long. " * 9_091,
     "markup": "<script>alert('x')</script><img src=x onerror=alert(1)> & </body> \\ ^ = %s {0}",
     "nothing": "\n \t\u200b",
+}
+RECORD: Final = {
+    "model": {"name": "LaMed", "weights_sha256": "0f" * 32},
+    "inputs": [{"sop_instance_uid": "1.2.3", "sha256": "00" * 32}],
+    "timings_s": {"read": 1.5},
+    "failed": None,
 }
 
 
@@ -116,6 +123,7 @@ def case(
     *,
     words: str = "No.",
     outlined: bool = True,
+    predecessors: Mapping[str, Predecessor] | None = None,
 ) -> Case:
     """Encode a whole answered protocol for all profiles at once, as the worker does."""
     protocol = PROTOCOLS[name]
@@ -131,7 +139,12 @@ def case(
         image=volume,
         created_at=CREATED_AT,
         profiles=profiles,
+        predecessors=predecessors,
     )
+    if profiles == ALL:
+        objects["record"] = encode_record(
+            RECORD, protocol, sources, ALGORITHM, job_id=JOB, created_at=CREATED_AT
+        )
     return Case(title, instances, objects, _masks(protocol, answers), profiles)
 
 
