@@ -7,15 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import drafts
-import pytest
-from pydicom.datadict import keyword_for_tag
-from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 from pynetdicom import AE, build_context, sop_class
 
 from dicom_node import config, errors, pixels, series, spool, volume
 from dicom_node.config import Config
 from dicom_node.jobs import State
 from dicom_node.scp import MAXIMUM_PDU, Scp
+from tests import statement
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONFORMANCE.md").read_text()
@@ -72,13 +71,13 @@ def test_the_sop_classes_that_are_read_and_written() -> None:
     told = {row[1]: row[2:] for row in rows("### Storage SOP classes") if row[1]}
     assert {uid for uid, row in told.items() if row[2] == "read"} == set(volume.CLASSES)
     assert set(volume.CLASSES) == series.VOLUMES
-    made = drafts.encoded().values()
+    made = [each for instances in statement.made().values() for each in instances]
     assert {uid for uid, row in told.items() if row[1] == "yes"} == {
         each.SOPClassUID for each in made
     }
     assert {each.file_meta.TransferSyntaxUID for each in made} == {ExplicitVRLittleEndian}
     for name, uid, *_ in rows("### Storage SOP classes"):
-        assert not uid or UID(uid).name == name
+        assert not uid or statement.named(uid) == name
 
 
 def test_every_storage_class_is_accepted_and_private_ones_too(scp: Scp) -> None:
@@ -168,30 +167,47 @@ def test_the_statuses_of_c_store_are_those_of_the_errors() -> None:
 # --- what is written ------------------------------------------------------------------------------
 
 
-def attributes(heading: str) -> set[str]:
-    tags = [re.fullmatch(r"\((\w{4}),(\w{4})\)", row[1]) for row in rows(heading)]
-    return {keyword_for_tag(int(tag[1] + tag[2], 16)) for tag in tags if tag}
+def test_the_tables_are_those_of_the_objects() -> None:
+    """Attributes, content items, codes, profiles: `python -m tests.statement` writes them."""
+    expected = statement.generated(TEXT)
+    for name, block in expected.items():
+        assert f"<!-- {name} -->\n{block}<!-- / -->" in TEXT, f"expected\n\n{block}"
+    assert sorted(re.findall(r"<!-- ([a-z -]+) -->", TEXT)) == sorted(expected)
 
 
-@pytest.mark.parametrize("label", ["seg", "measurements", "draft"])
-def test_every_attribute_that_is_written_stands_in_the_annex(label: str) -> None:
-    special = "#### Segmentation" if label == "seg" else "#### Comprehensive 3D SR and Enhanced SR"
-    written = {each.keyword for each in drafts.encoded()[label]}
-    assert written == attributes("#### All three objects") | attributes(special)
+def test_every_attribute_has_a_value_that_is_told() -> None:
+    for name in statement.TITLES:
+        values = statement.told(statement.between(TEXT, name))
+        assert values.keys() == statement.tables()[name].keys()
+        assert not [path for path, value in values.items() if value in {"", statement.UNTOLD}]
+        assert f"#### {statement.TITLES[name]}\n" in TEXT
+
+
+def test_an_attribute_that_is_not_always_written_is_told_so() -> None:
+    values = {path: each.presence for path, each in statement.tables()["seg"].items()}
+    assert values["MaximumFractionalValue",] == "ANAP"
+    assert values["PixelData",] == "ALWAYS"
+    assert values["PositionReferenceIndicator",] == "EMPTY"
+    assert statement.tables()[statement.ALL]["StudyDate",].presence == "VNAP"
 
 
 def test_nothing_private_is_written() -> None:
-    for made in drafts.encoded().values():
-        tags = [each.tag for each in made.iterall()]
-        assert len(tags) > 100
-        assert not [tag for tag in tags if tag.is_private]
+    for instances in statement.made().values():
+        for made in instances:
+            tags = [each.tag for each in made.iterall()]
+            assert len(tags) > 30
+            assert not [tag for tag in tags if tag.is_private]
 
 
-def test_the_templates_and_titles_are_those_of_the_annex() -> None:
+def test_the_templates_are_those_of_the_annex() -> None:
     told = {name: template for name, template, _ in rows("#### Templates") if name}
-    for label, name in (("measurements", "Comprehensive 3D SR"), ("draft", "Enhanced SR")):
-        (template,) = drafts.encoded()[label].ContentTemplateSequence
-        assert told[name].startswith(f"TID {template.TemplateIdentifier} ")
+    found = {}
+    for instances in statement.made().values():
+        for each in instances:
+            for template in each.get("ContentTemplateSequence", []):
+                name = statement.named(str(each.SOPClassUID)).removesuffix(" Storage")
+                found[name] = f"TID {template.TemplateIdentifier}"
+    assert {name: " ".join(each.split()[:2]) for name, each in told.items()} == found
 
 
 def test_the_annex_has_the_protocols_as_they_are() -> None:

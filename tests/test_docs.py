@@ -28,6 +28,7 @@ FOLDERS = {
     "sr_templates/protocols": "what is asked of which exam: files that a radiologist can review",
     "tests": "one file for each module, same name; sentences as test names",
     "tests/bench": "how fast, how large, beside what others do",
+    "tests/validation": "every object before the validators and readers of others",
     "tests/data": "small reference values, each folder with its provenance",
 }
 
@@ -67,7 +68,7 @@ def house() -> str:
     lines = [line for name in CODE for line in _folder(ROOT / name, files, 0)]
     lines += [
         _line(f"{Path(name).name}/", name.count("/"), FOLDERS[name])
-        for name in ("tests", "tests/bench", "tests/data")
+        for name in ("tests", "tests/bench", "tests/validation", "tests/data")
     ]
     return "\n".join(["```", *lines, "```"]) + "\n"
 
