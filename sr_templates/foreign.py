@@ -75,6 +75,8 @@ def header(source: Dataset) -> Dataset:
     clean = _cleaned(source)
     if clean.get("PatientSex") not in SEXES:
         clean.PatientSex = ""
+    if not clean.get("Laterality"):  # Type 2C: empty, it would say that the part is a paired one
+        clean.pop("Laterality", None)
     for keyword in EXPECTED:
         if keyword not in clean:
             setattr(clean, keyword, "")
@@ -133,12 +135,18 @@ def _element(element: DataElement) -> DataElement | None:
 
 
 def _person(element: DataElement) -> DataElement:
-    """Leave of a name the five components that there are (PS3.5 6.2.1), unless it identifies."""
-    if element.VR != VR.PN or element.keyword in IDENTITY:
+    """Leave of a name the five components that there are (PS3.5 6.2.1), unless it identifies.
+
+    The value is a new one: pydicom's keeps the bytes it was last written as, in another character
+    set than ours.
+    """
+    if element.VR != VR.PN:
         return copy(element)
     values = list(element.value) if isinstance(element.value, MultiValue) else [element.value]
-    groups = [str(each or "").split("=")[:3] for each in values]
-    names = ["=".join("^".join(one.split("^")[:5]) for one in each) for each in groups]
+    names = [str(each or "") for each in values]
+    if element.keyword not in IDENTITY:
+        groups = [each.split("=")[:3] for each in names]
+        names = ["=".join("^".join(one.split("^")[:5]) for one in each) for each in groups]
     return DataElement(element.tag, VR.PN, names, validation_mode=IGNORE)
 
 

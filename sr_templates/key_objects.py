@@ -31,6 +31,10 @@ def encode_key_objects(slices: Sequence[KeySlice], document: Document) -> Datase
     made = hd.ko.KeyObjectSelectionDocument(
         evidence=images, content=content, **document.modules(KEY_OBJECTS)
     )
+    for item in made.ContentSequence:
+        if item.ValueType == "IMAGE":
+            # A purpose of reference, which the library adds, has no place in TID 2010, row 8.
+            del item["ConceptNameCodeSequence"]
     made.copy_patient_and_study_information(document.sources[0])
     return document.sign(made)
 

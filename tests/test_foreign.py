@@ -116,6 +116,19 @@ def test_a_physician_has_five_components_and_a_patient_as_many_as_came() -> None
     assert str(clean.PatientName) == "Who^^^^^^"
 
 
+def test_a_name_does_not_depend_on_how_the_source_was_written_last() -> None:
+    source = image(SpecificCharacterSet="ISO_IR 144", PatientName="Щербаков^Юрий")
+    clean = foreign.header(source)
+    reread(source)
+    clean.SpecificCharacterSet = "ISO_IR 192"
+    assert str(reread(clean).PatientName) == "Щербаков^Юрий"
+
+
+def test_an_empty_side_is_left_out_and_a_side_kept() -> None:
+    assert "Laterality" not in foreign.header(image(Laterality=""))
+    assert foreign.header(image(Laterality="L")).Laterality == "L"
+
+
 def test_an_over_long_description_is_cut_but_never_an_identifier() -> None:
     clean = foreign.header(
         reread(image(StudyDescription="d" * 70, PatientID="1" * 70, AccessionNumber="2" * 20))

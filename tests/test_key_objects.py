@@ -14,7 +14,7 @@ def description(selection: Dataset) -> str:
     (found,) = (
         item.TextValue
         for item in selection.ContentSequence
-        if item.ConceptNameCodeSequence[0].CodeValue == "113012"
+        if item.ValueType == "TEXT" and item.ConceptNameCodeSequence[0].CodeValue == "113012"
     )
     return str(found)
 

@@ -72,6 +72,11 @@ class Bench:
     name: str
     ask: Callable[[Case, Mapping[str, Path]], Iterator[tuple[str, str]]]
     program: Program | None = None
+    classes: frozenset[str] = frozenset()
+
+    def wants(self, instance: Dataset) -> bool:
+        """Tell whether objects of this class are judged."""
+        return not self.classes or str(instance.SOPClassUID) in self.classes
 
 
 # --- single objects -------------------------------------------------------------------------------
@@ -252,7 +257,7 @@ JUDGES: Final = (
 BENCHES: Final = (
     Bench("dcentvfy", entities, DCENTVFY),
     Bench("references", references),
-    Bench("dcmqi voxels", partial(placed, by="dcmqi"), SEGIMAGE2ITKIMAGE),
-    Bench("highdicom voxels", partial(placed, by="highdicom")),
+    Bench("dcmqi voxels", partial(placed, by="dcmqi"), SEGIMAGE2ITKIMAGE, SEGMENTATIONS),
+    Bench("highdicom voxels", partial(placed, by="highdicom"), None, SEGMENTATIONS),
     Bench("identity", identity),
 )

@@ -54,7 +54,8 @@ class Court:
             self._note(case, judge.name, [label], ((label, each) for each in verdict))
         for bench in self._benches:
             tell(f"{case.name}: {bench.name}")
-            self._note(case, bench.name, paths, bench.ask(case, paths))
+            labels = [label for label, each in case.objects.items() if bench.wants(each)]
+            self._note(case, bench.name, labels, bench.ask(case, paths))
 
     def _may(self, judge: Judge) -> bool:
         """Count down how many objects a judge may see; it may see all if nothing is said."""
