@@ -82,6 +82,7 @@ def made() -> dict[str, list[Dataset]]:
         matrix.case("", "ct_abdomen", drafts.series("ct_abdomen"), matrix.FEW),
         matrix.case("", "ct_chest", drafts.series(), matrix.FEW, outlined=False),
         matrix.dirty("", matrix._bare),
+        matrix.dirty("", matrix._lossy),
     ):
         for label, instance in each.objects.items():
             found[label.split(".")[0]].append(instance)

@@ -56,6 +56,7 @@ def broken(case: Case, label: str, spoil: Callable[[Dataset], None]) -> Case:
     return replace(case, objects={**case.objects, label: spoiled})
 
 
+@pytest.mark.slow
 def test_a_telling_part_of_the_matrix_is_clean(tmp_path: Path) -> None:
     absent = [each.program.missing for each in (*JUDGES, *BENCHES) if each.program]
     if any(absent):
@@ -78,6 +79,7 @@ def test_dciodvfy_misses_a_type_1_attribute(chest: Case, tmp_path: Path) -> None
     assert "Missing attribute Type 1 Required Element=<DeviceSerialNumber>" in "\n".join(found)
 
 
+@pytest.mark.slow
 def test_pixelmed_finds_an_item_that_is_no_row_of_the_template(chest: Case, tmp_path: Path) -> None:
     def spoil(draft: Dataset) -> None:
         heading = draft.ContentSequence[-1].ConceptNameCodeSequence[0]

@@ -95,6 +95,7 @@ def cases(*, quick: bool = False) -> Iterator[Case]:
     yield dirty("ct_chest, illegal values", _illegal)
     yield dirty("ct_chest, Type 2 missing", _bare)
     yield dirty("ct_chest, nothing right", _everything)
+    yield dirty("ct_chest, lossy compression", _lossy)
     yield case("ct_chest, nothing outlined", "ct_chest", series(), FEW, outlined=False)
     yield from real()
 
@@ -232,8 +233,15 @@ def _bare(spoiled: Dataset) -> None:
         "PositionReferenceIndicator",
         "Manufacturer",
         "SpecificCharacterSet",
+        "BodyPartExamined",
     ):
         del spoiled[keyword]
+
+
+def _lossy(spoiled: Dataset) -> None:
+    spoiled.LossyImageCompression = "01"
+    spoiled.LossyImageCompressionRatio = "12.5"
+    spoiled.LossyImageCompressionMethod = "ISO_15444_1"
 
 
 def _everything(spoiled: Dataset) -> None:
