@@ -6,6 +6,7 @@ an object that it finds fault with, but for this: what refers to one that is hel
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,12 +28,23 @@ ABSENT: Final = f"{PROGRAM} is not on this machine; the package dicom3tools brin
 # It takes no label map for a segmentation where a report refers to one (PS3.3 10.3).
 UNFOUNDED: Final = "Shall not be present for Referenced SOP Class that is not segmentation"
 
+# What names patient, study or order is copied as it came, also where it is too long: cut, it would
+# name another one. The images, which the destination has, are no better.
+COPIED: Final = re.compile(
+    r"\((0x0008,0x0050|0x0010,0x0010|0x0010,0x0020|0x0010,0x0021|0x0020,0x0010)\).*Length invalid"
+)
+INVALID_VALUE: Final = "Value invalid for this VR"
+SUM_OF_VALUES: Final = "contains invalid data values for Value Representations"
+
 State = Literal["valid", "invalid", "unchecked"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found: the errors of an invalid object, or why another could not be checked."""
+    """What was found: the errors of an invalid object, or why another could not be checked.
+
+    The lines of a valid one are complaints of what was copied from the images.
+    """
 
     state: State
     lines: tuple[str, ...] = ()
@@ -73,12 +85,12 @@ class Validator:
         except OSError as error:
             return Verdict("unchecked", (f"{self.program}: {error.strerror}",))
         errors = [line[:LONGEST_LINE] for line in said.splitlines() if line.startswith("Error")]
-        founded = [each for each in errors if UNFOUNDED not in each]
+        founded = _founded(errors)
         if founded:
             return Verdict("invalid", tuple(founded[:MOST_LINES]))
         if code and not errors:
             return Verdict("unchecked", (f"{PROGRAM} ended with code {code}",))
-        return Verdict("valid")
+        return Verdict("valid", tuple(each for each in errors if COPIED.search(each)))
 
     def held(self, results: Sequence[Result], verdicts: Mapping[str, Verdict]) -> dict[str, str]:
         """Say by label which results are not to be sent, and why."""
@@ -105,6 +117,14 @@ def find() -> str:
     """Give the path of the program: the one of our own environment first, or nothing."""
     ours = str(Path(sys.executable).parent)
     return shutil.which(PROGRAM, path=os.pathsep.join((ours, os.environ.get("PATH", "")))) or ""
+
+
+def _founded(errors: Sequence[str]) -> list[str]:
+    """Leave the errors that are ours."""
+    ours = [each for each in errors if UNFOUNDED not in each and not COPIED.search(each)]
+    if any(INVALID_VALUE in each for each in ours):
+        return ours
+    return [each for each in ours if SUM_OF_VALUES not in each]
 
 
 def _why(verdict: Verdict) -> str:

@@ -116,17 +116,9 @@ def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
             predecessors=predecessors,
         )
     return Reading(
-        protocol=protocol,
-        source=source,
-        card=lamed.card,
-        answers=tuple(answers),
-        findings=findings,
-        masks=masks,
-        objects=objects,
-        draft=objects["draft"],
-        algorithm=algorithm,
-        timings_s=timings,
-    )
+        protocol, source, lamed.card, tuple(answers), findings, masks,
+        objects, objects["draft"], algorithm, timings,
+    )  # fmt: skip
 
 
 class Worker:

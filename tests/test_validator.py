@@ -8,7 +8,7 @@ from pathlib import Path
 
 import drafts
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 
 from dicom_node import sample, validator
 from dicom_node.config import Config
@@ -74,6 +74,26 @@ def test_reports_that_refer_to_a_label_map_are_valid(
     assert {each.label: found.check(each.path) for each in saved(made, tmp_path)} == dict.fromkeys(
         made, Verdict("valid")
     )
+
+
+@pytest.mark.filterwarnings("ignore:The value length:UserWarning")
+def test_too_long_a_number_of_the_images_holds_nothing_back_and_other_long_values_do(
+    tmp_path: Path, tool: Callable[[str], str]
+) -> None:
+    """Cut, it would name another order; held, a department that counts so would get nothing."""
+    images = drafts.series()
+    for each in images:
+        each.add_new("AccessionNumber", "SH", "A" * 20)
+    rows = saved(drafts.encoded(instances=images), tmp_path)
+    found = {each.label: Validator(tool("dciodvfy")).check(each.path) for each in rows}
+    assert {each.state for each in found.values()} == {"valid"}
+    assert all("Accession Number" in each.lines[0] for each in found.values())
+    header = dcmread(rows[0].path)
+    header.add_new("SeriesDescription", "LO", "B" * 80)
+    header.save_as(rows[0].path)
+    verdict = Validator(tool("dciodvfy")).check(rows[0].path)
+    assert verdict.state == "invalid"
+    assert "Series Description" in verdict.lines[0]
 
 
 def test_nothing_wrong_holds_nothing_back(made: dict[str, Dataset], tmp_path: Path) -> None:
