@@ -1,0 +1,161 @@
+"""Every setting of the node as a field of `Config`: name, default, range and help.
+
+Knows what a value may be. Must not know where it came from, or who uses it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from .destinations import Destination, SiteProfile, check_ae_title, check_host
+from .errors import ConfigError
+
+HOUR_S, WEEK_S = 3600, 604_800
+SHORTEST_S: Final = 0.05
+LONG_STRING: Final = 64
+LARGEST: Final = 1 << 53  # whole numbers above are no floats, and out of every range
+WORDS: Final[Mapping[type, str]] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list",
+    type(Path()): "a folder",
+}
+
+
+def _setting(default: object, text: str) -> Any:  # noqa: ANN401 - a dataclass field poses as its value
+    return field(default=default, metadata={"help": text})
+
+
+def _number(default: float, least: float, most: float, text: str) -> Any:  # noqa: ANN401 - as above
+    told = f"{text}, {least:.12g} to {most:.12g}"
+    return field(default=default, metadata={"help": told, "range": (least, most)})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one node, checked when made.
+
+    Raises
+    ------
+    ConfigError
+        A value is of another type or out of its range; the message names the setting, what was
+        expected and the value.
+    """
+
+    ae_title: str = _setting("LAMED", "our application entity title, 1 to 16 characters")
+    dicom_host: str = _setting(
+        "127.0.0.1", "address the SCP listens on; 0.0.0.0 for every interface"
+    )
+    dicom_port: int = _number(11112, 0, 65535, "port of the SCP; 0 lets the system choose")
+    http_host: str = _setting("127.0.0.1", "address of the QA pages and of the HTTP interface")
+    http_port: int = _number(8181, 0, 65535, "port of the QA pages; 0 lets the system choose")
+    data_dir: Path = _setting(Path("lamed-data"), "folder of spool, ledger and results")  # noqa: RUF009 - a path is a value
+    checkpoint: str = _setting("", "folder of the checkpoint; empty takes the small one that ships")
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = _setting("auto", "auto (float32 on cpu, bfloat16 on cuda), float32, bfloat16")
+    protocols: str = _setting("", "folder of further protocol TOML files; same names replace ours")
+    fallback_protocol: str = _setting(
+        "", "protocol for a CT or MR study whose region nothing names; empty refuses it"
+    )
+    calling_ae_titles: tuple[str, ...] = _setting((), "AE titles that may call; empty admits any")
+    maximum_associations: int = _number(64, 1, 1000, "associations served at once")
+    quiet_s: float = _number(
+        30.0, SHORTEST_S, WEEK_S, "seconds without a new instance until a study is complete"
+    )
+    open_limit_s: float = _number(
+        3600.0,
+        SHORTEST_S,
+        WEEK_S,
+        "seconds after which a study that keeps growing is taken as it is",
+    )
+    minimum_free_mb: int = _number(
+        1024, 0, 1_000_000_000, "free space in MB below which instances are refused with 0xA700"
+    )
+    lease_s: float = _number(
+        60.0, SHORTEST_S, WEEK_S, "seconds after which a silent worker loses its job"
+    )
+    maximum_attempts: int = _number(3, 1, 100, "times a job is begun before it counts as failed")
+    delivery_attempts: int = _number(
+        100, 1, 1000, "times a result is sent to a destination before it is given up"
+    )
+    delivery_backoff_s: float = _number(
+        5.0, SHORTEST_S, HOUR_S, "seconds before the second attempt; doubles up to an hour"
+    )
+    network_timeout_s: float = _number(30.0, SHORTEST_S, HOUR_S, "seconds a peer may be silent")
+    validate: str = _setting(
+        "auto",
+        "auto (each object is checked if dciodvfy is there), off, required (else none is sent)",
+    )
+    run_record: bool = _setting(
+        default=False, text="whether the record of each run also goes into the study, as an SR"
+    )
+    report_text_dir: str = _setting(
+        "", "folder in which each draft is put as plain text, for a RIS; empty writes none"
+    )
+    manufacturer: str = _setting(
+        "LaMed Node", "Manufacturer written into results, 1 to 64 characters"
+    )
+    destinations: tuple[Destination, ...] = _setting(
+        (), "peers that get the results, AET@HOST:PORT or AET@HOST:PORT/PROFILE"
+    )
+    profiles: tuple[SiteProfile, ...] = _setting(
+        (), "further profiles of destinations: [[profiles]] with name, like and what differs"
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            _check(each, getattr(self, each.name))
+        check_ae_title("ae_title", self.ae_title)
+        for title in self.calling_ae_titles:
+            check_ae_title("calling_ae_titles", title)
+        for name in ("dicom_host", "http_host"):
+            check_host(name, getattr(self, name))
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
+        if self.dtype not in {"auto", "float32", "bfloat16"}:
+            raise ConfigError(f"dtype must be auto, float32 or bfloat16, not {self.dtype!r}")
+        if self.validate not in {"auto", "off", "required"}:
+            raise ConfigError(f"validate must be auto, off or required, not {self.validate!r}")
+        _check_long_string("manufacturer", self.manufacturer)
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where received instances lie."""
+        return self.data_dir / "spool"
+
+    @property
+    def results_dir(self) -> Path:
+        """Where the results of each job lie, one folder for each job."""
+        return self.data_dir / "results"
+
+    @property
+    def ledger_path(self) -> Path:
+        """The SQLite file of the ledger."""
+        return self.data_dir / "ledger.sqlite"
+
+
+def _check(setting: Field[Any], value: object) -> None:
+    """Check type and range; the type is that of the default, and a bool is no number."""
+    kind = type(setting.default)
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{setting.name} must be {WORDS[kind]}, not {value!r}")
+    if "range" in setting.metadata:
+        least, most = setting.metadata["range"]
+        # NaN is within no range.
+        if not least <= value <= most:
+            raise ConfigError(
+                f"{setting.name} must be {WORDS[kind]}, {least:.12g} to {most:.12g}, not {value!r}"
+            )
+
+
+def _check_long_string(name: str, text: str) -> None:
+    # PS3.5 6.2: LO is at most 64 characters without backslash and control; type 1 is not empty.
+    if not text.strip() or len(text) > LONG_STRING or not text.isprintable() or "\\" in text:
+        raise ConfigError(
+            f"{name} must be 1-{LONG_STRING} characters on one line without backslash, not {text!r}"
+        )
