@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from .destinations import Destination, SiteProfile
 from .errors import ConfigError
+from .peers import Peer
 from .settings import LARGEST, Config
 
 __all__ = ["Config", "Destination", "Setting", "SiteProfile", "describe", "load"]
@@ -37,10 +38,14 @@ FOLDERS: Final = (
     "checkpoint",
     "protocols",
     "report_text_dir",
+    "tls_certificate",
+    "tls_key",
+    "tls_ca",
 )  # here ~ is the home folder
 TABLES: Final[Mapping[str, Callable[[object], object]]] = {
     "destinations": Destination.read,
     "profiles": SiteProfile.read,
+    "peers": Peer.read,
 }
 
 

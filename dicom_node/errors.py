@@ -10,6 +10,7 @@
     ├── Unavailable           0xA700  503  exit 4   a peer or a resource is not there now
     │   ├── OutOfResources    0xA700  507  exit 4   no room to store the instance
     │   └── PeerError                 502  exit 4   the peer refused, was silent or hung up
+    │       └── SilentPeer            502  exit 4   the peer connected and hung up without a byte
     └── LedgerBroken                  500  exit 5   the hash chain does not verify
 
 The numbers stand in the classes and nowhere else: DIMSE status (PS3.7 Annex C, PS3.4 GG.4.2),
@@ -95,6 +96,10 @@ class PeerError(Unavailable):
     """The peer refused, was silent or hung up."""
 
     http_status = 502
+
+
+class SilentPeer(PeerError):
+    """The peer connected and hung up without a byte, as the probes of load balancers do."""
 
 
 class LedgerBroken(NodeError):

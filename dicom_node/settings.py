@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from .destinations import Destination, SiteProfile, check_ae_title, check_host
 from .errors import ConfigError
+from .peers import Peer
 
 HOUR_S, WEEK_S = 3600, 604_800
 SHORTEST_S: Final = 0.05
@@ -62,6 +63,37 @@ class Config:
         "", "protocol for a CT or MR study whose region nothing names; empty refuses it"
     )
     calling_ae_titles: tuple[str, ...] = _setting((), "AE titles that may call; empty admits any")
+    peers: tuple[Peer, ...] = _setting(
+        (),
+        "who may call: [[peers]] with name and perhaps ae_titles, addresses, certificates,"
+        " maximum_associations, associations_per_minute, allowed; none admits anyone",
+    )
+    tls_certificate: str = _setting(
+        "", "PEM file of our certificate and its chain; empty speaks DICOM without TLS"
+    )
+    tls_key: str = _setting(
+        "", "PEM file of the private key; empty looks for it in the file of the certificate"
+    )
+    tls_ca: str = _setting(
+        "",
+        "PEM file of the authorities that peers' certificates must be of; empty takes the system's"
+        " where we call",
+    )
+    tls_profile: str = _setting(
+        "bcp195", "TLS profile of PS3.15: bcp195 (B.12) or modified (B.13); TLS 1.2 and 1.3"
+    )
+    tls_client_certificate: str = _setting(
+        "required", "whether a peer that calls by TLS must show a certificate: required or optional"
+    )
+    tls_check_hostname: bool = _setting(
+        default=True, text="whether the certificate of a peer we call must name the host we call"
+    )
+    tls_handshake_s: float = _number(
+        10.0, SHORTEST_S, HOUR_S, "seconds a peer has for its whole TLS handshake"
+    )
+    tls_expiry_days: int = _number(
+        30, 0, 365, "days before the end of our certificate from which it is told"
+    )
     maximum_associations: int = _number(64, 1, 1000, "associations served at once")
     quiet_s: float = _number(
         30.0, SHORTEST_S, WEEK_S, "seconds without a new instance until a study is complete"
@@ -121,6 +153,25 @@ class Config:
         if self.validate not in {"auto", "off", "required"}:
             raise ConfigError(f"validate must be auto, off or required, not {self.validate!r}")
         _check_long_string("manufacturer", self.manufacturer)
+        self._check_tls()
+
+    def _check_tls(self) -> None:
+        for name, words in (
+            ("tls_profile", ("bcp195", "modified")),
+            ("tls_client_certificate", ("required", "optional")),
+        ):
+            if getattr(self, name) not in words:
+                raise ConfigError(
+                    f"{name} must be {' or '.join(words)}, not {getattr(self, name)!r}"
+                )
+        names = [each.name for each in self.peers]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"each of peers must have a name of its own, not {names}")
+        bound = [each.name for each in self.peers if each.certificates]
+        if bound and not self.tls_certificate:
+            raise ConfigError(
+                f"peers {', '.join(bound)} must show a certificate, but tls_certificate is not set"
+            )
 
     @property
     def spool_dir(self) -> Path:

@@ -24,12 +24,15 @@ NUMBERS = {
     "delivery_attempts": (1, 1000),
     "delivery_backoff_s": (0.05, 3600),
     "network_timeout_s": (0.05, 3600),
+    "tls_handshake_s": (0.05, 3600),
+    "tls_expiry_days": (0, 365),
 }
 SECONDS = sorted(each for each in NUMBERS if each.endswith("_s"))
 COUNTS = sorted(set(NUMBERS) - set(SECONDS))
 TEXTS = ("ae_title", "dicom_host", "http_host", "checkpoint", "device", "dtype", "protocols")
 TEXTS += ("fallback_protocol", "manufacturer", "validate", "report_text_dir")
-TABLED = ("destinations", "profiles")
+TEXTS += ("tls_certificate", "tls_key", "tls_ca", "tls_profile", "tls_client_certificate")
+TABLED = ("destinations", "profiles", "peers")
 PACS, VIEWER = Destination("PACS", "10.0.0.5", 104), Destination("VIEWER", "localhost", 4242)
 
 
@@ -46,7 +49,14 @@ def test_every_setting_has_a_default_and_a_help_that_names_its_range() -> None:
     assert settings.load(environ={}) == Config()
     rows = {each.name: each for each in settings.describe(environ={})}
     assert list(rows) == [each.name for each in fields(Config)]
-    assert set(rows) == {*NUMBERS, *TEXTS, "data_dir", "calling_ae_titles", "run_record", *TABLED}
+    assert set(rows) == {
+        *NUMBERS,
+        *TEXTS,
+        "data_dir",
+        "calling_ae_titles",
+        "run_record",
+        *TABLED,
+    } | {"tls_check_hostname"}
     for row in rows.values():
         assert (row.value, row.origin) == (row.default, "default")
         assert len(row.help.split()) > 3
