@@ -40,6 +40,8 @@ def run(path: Path | None) -> list[Finding]:
         _names,
         _disk,
         _ports,
+        _callers,
+        _certificate,
         _ledger,
         _protocols,
         _profiles,
@@ -138,6 +140,30 @@ def _taken(host: str, port: int) -> bool:
             return True
         raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return False
+
+
+def _callers(config: Config) -> Iterator[str]:
+    if config.calling_ae_titles:
+        yield f"only {', '.join(config.calling_ae_titles)} may call"
+    yield from map(str, config.peers)
+    if not config.peers and not config.calling_ae_titles:
+        yield "anyone may call: neither peers nor calling_ae_titles are set"
+
+
+def _certificate(config: Config) -> Iterator[str]:
+    from . import tls
+
+    tls.client_context(config)
+    if tls.server_context(config) is None:
+        yield "none: DICOM is spoken without TLS"
+        return
+    days = tls.days_left(config)
+    if days < 0:
+        raise Unavailable(f"{config.tls_certificate} has expired: peers refuse it; renew it")
+    if days <= config.tls_expiry_days:
+        raise Unavailable(f"{config.tls_certificate} expires in {days} days; renew it")
+    yield f"{config.tls_certificate} and its key fit, it expires in {days} days"
+    yield f"callers: a certificate is {config.tls_client_certificate}"
 
 
 def _ledger(config: Config) -> Iterator[str]:

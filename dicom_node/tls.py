@@ -54,6 +54,9 @@ def server_context(config: Config) -> ssl.SSLContext | None:
     if not config.tls_certificate:
         return None
     context = _context(config, ssl.PROTOCOL_TLS_SERVER)
+    # No resumption: every association shows its certificate, and it is verified as things are now.
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
     context.verify_mode = ssl.CERT_REQUIRED
     if config.tls_client_certificate == "optional":
         # Without an authority none can be verified, and what is not verified is not asked for.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from commands import short_protocols, tamper
 
 from dicom_node import check
@@ -16,7 +17,17 @@ from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
 from dicom_node.supervisor import announce, withdraw
 
-LOOKS = ["settings", "names", "disk", "ports", "ledger", "protocols", "profiles"]
+LOOKS = [
+    "settings",
+    "names",
+    "disk",
+    "ports",
+    "callers",
+    "certificate",
+    "ledger",
+    "protocols",
+    "profiles",
+]
 LOOKS += ["validator", "checkpoint", "device"]
 Look = Callable[..., dict[str, Finding]]
 
@@ -73,6 +84,34 @@ def test_a_port_of_another_program_is_bad(look: Look) -> None:
 def port_of_a_free_one() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return port_of(listening)
+
+
+def test_who_may_call_is_told(look: Look) -> None:
+    assert look()["callers"].detail.startswith("anyone may call")
+    assert look(calling_ae_titles=["CT1", "CT2"])["callers"].detail == "only CT1, CT2 may call"
+
+
+def test_our_certificate_is_looked_at_before_peers_refuse_it(look: Look, tmp_path: Path) -> None:
+    ca = Authority(tmp_path / "pki")
+    well = ca.issue("node", days=90.5)
+
+    def found(**settings: str) -> Finding:
+        return look(tls_ca=str(ca.path), **settings)["certificate"]
+
+    assert look()["certificate"].detail == "none: DICOM is spoken without TLS"
+    assert found(**well.settings).ok
+    assert "and its key fit, it expires in 90 days" in found(**well.settings).detail
+    for days, told in ((5.5, "expires in 5 days; renew it"), (-1, "has expired")):
+        ending = found(**ca.issue("ending", days=days).settings)
+        assert (ending.ok, ending.exit_code) == (False, 4)
+        assert told in ending.detail
+    other = ca.issue("other")
+    wrong = found(tls_certificate=str(well.certificate), tls_key=str(other.key))
+    assert (wrong.ok, wrong.exit_code) == (False, 2)
+    assert f"{other.key} is not the key of the certificate {well.certificate}" in wrong.detail
+    missing = found(tls_certificate=str(tmp_path / "none.pem"))
+    assert "cannot read" in missing.detail
+    assert "No such file" in missing.detail
 
 
 def test_a_port_of_our_own_node_is_well(look: Look, tmp_path: Path) -> None:

@@ -269,13 +269,18 @@ def test_the_environment_wins_over_the_file_and_each_origin_is_told(tmp_path: Pa
     assert rows["http_port"] == ("8181", "default")
 
 
-@pytest.mark.parametrize("name", [each.name for each in fields(Config) if each.name != "profiles"])
+@pytest.mark.parametrize(
+    "name", [each.name for each in fields(Config) if each.name not in {"profiles", "peers"}]
+)
 def test_every_setting_can_come_from_the_environment(name: str) -> None:
     values: dict[str, tuple[str, Any]] = {
         "data_dir": ("/d", Path("/d")),
         "device": ("cpu", "cpu"),
         "validate": ("required", "required"),
         "run_record": ("True", True),
+        "tls_profile": ("modified", "modified"),
+        "tls_client_certificate": ("optional", "optional"),
+        "tls_check_hostname": ("false", False),
         "dtype": ("float32", "float32"),
         "calling_ae_titles": ("A,B", ("A", "B")),
         "destinations": (str(PACS), (PACS,)),
