@@ -105,7 +105,7 @@ class Peer:
         except ValueError as error:
             raise ConfigError(
                 f"addresses of peer {self.name} must be IP addresses or networks such as"
-                f" 10.0.0.0/24, not {text!r}"
+                f" 192.0.2.0/24, not {text!r}"
             ) from error
 
     def _check_certificate(self, text: object) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,12 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .config import Config, Destination, SiteProfile
+from .config import Config
 from .errors import BadInput, ConfigError, NodeError, Unavailable
 from .ledger import Ledger
 
@@ -124,7 +125,7 @@ class Supervisor:
             http_port=self.ports.get("qa") or self.config.http_port,
         )
         with tempfile.TemporaryFile() as settings:
-            settings.write(json.dumps(asdict(kept), default=str).encode())
+            settings.write(settings_for(kept))
             settings.seek(0)
             # Our standard output holds what we say and nothing else.
             self.children[name] = subprocess.Popen(  # noqa: S603 - our own module
@@ -195,20 +196,19 @@ def is_served(config: Config) -> bool:
     return None in locks
 
 
+def settings_for(config: Config) -> bytes:
+    """Write the settings for a role."""
+    return pickle.dumps(config)
+
+
 def settings_from(parent: bytes) -> Config:
     """Read in a role what its supervisor wrote for it."""
-    values: dict[str, Any] = json.loads(parent)
-    return Config(
-        **values
-        | {
-            "data_dir": Path(values["data_dir"]),
-            "calling_ae_titles": tuple(values["calling_ae_titles"]),
-            "destinations": tuple(Destination(**each) for each in values["destinations"]),
-            "profiles": tuple(
-                SiteProfile.read(each | dict(each.pop("changed"))) for each in values["profiles"]
-            ),
-        }
-    )
+    config = pickle.loads(parent)  # noqa: S301 - a file that only the two hold open
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"a role gets the settings of its supervisor, not {type(config).__name__}"
+        )
+    return config
 
 
 def stop_signal(ready: threading.Event | None = None) -> threading.Event:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Tell = Callable[..., None]
 DAY_S: Final = 86_400
+LINGER_S: Final = 1.0
 TLS_HANDSHAKE: Final = 0x16  # RFC 8446 5.1
 ASSOCIATE_RQ: Final = 0x01  # PS3.8 Table 9-11
 HTTP: Final = {b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"PRI "}
@@ -117,9 +118,15 @@ class Certificates:
             told = [*self._renew(), *self._expiring()]
             context = self._context
         for kind, data in told:
-            log.warning(kind, extra=data)
-            self._tell(kind, **data)
+            self._say(kind, data)
         return context
+
+    def _say(self, kind: str, data: dict[str, Any]) -> None:
+        log.warning(kind, extra=data)
+        try:
+            self._tell(kind, **data)
+        except Exception:  # a ledger that is out of order must not keep a peer out
+            log.exception("tls.tell_error", extra={"kind": kind})
 
     def _renew(self) -> list[tuple[str, dict[str, Any]]]:
         stamps = _stamps(self._config)  # before the files are read: a change meanwhile is seen next
@@ -183,6 +190,8 @@ def handshake(
         secured.do_handshake()
         secured.settimeout(own_timeout_s)
     except OSError as error:
+        if isinstance(error, ssl.SSLError):
+            _linger(secured)
         secured.close()
         raise PeerError(explain(error)) from error
     except BaseException:
@@ -304,6 +313,19 @@ def _stamp(path: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return (found.st_mtime_ns, found.st_ino, found.st_size)
+
+
+def _linger(sock: socket.socket) -> None:
+    """Let the peer read our alert: closing with something unread would send a reset after it."""
+    deadline = time.monotonic() + LINGER_S
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        while (left_s := deadline - time.monotonic()) > 0:
+            sock.settimeout(left_s)
+            if not sock.recv(65_536):
+                return
+    except OSError:  # it is gone, or says nothing more
+        return
 
 
 def _expect_tls(first: bytes) -> None:

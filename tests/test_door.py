@@ -13,8 +13,8 @@ from dicom_node.errors import ConfigError
 from dicom_node.ledger import Ledger
 from dicom_node.peers import Identity, Peer
 
-CT, PACS = "10.0.0.5", "10.0.1.9"
-CERTIFICATE = Identity("ab" * 32, "ct1", ("CT1.clinic.example", "10.0.0.5"))
+CT, PACS = "192.0.2.5", "198.51.100.9"
+CERTIFICATE = Identity("ab" * 32, "ct1", ("CT1.clinic.example", "192.0.2.5"))
 CALLING_UNKNOWN, CALLED_UNKNOWN = (1, 1, 3), (1, 1, 7)
 CONGESTION, LOCAL_LIMIT = (2, 3, 1), (2, 3, 2)
 
@@ -79,10 +79,16 @@ def test_the_calling_ae_titles_admit_as_before() -> None:
 
 
 def test_an_address_that_no_peer_has_is_refused_before_anything_is_read() -> None:
-    of = door(Peer("ct", addresses=("10.0.0.0/24",)), Peer("v6", addresses=("2001:db8::/32",)))
-    for known in ("10.0.0.0", "10.0.0.255", "::ffff:10.0.0.7", "2001:db8::1", "2001:db8::1%eth0"):
+    of = door(Peer("ct", addresses=("192.0.2.0/24",)), Peer("v6", addresses=("2001:db8::/32",)))
+    for known in (
+        "192.0.2.0",
+        "192.0.2.255",
+        "::ffff:192.0.2.7",
+        "2001:db8::1",
+        "2001:db8::1%eth0",
+    ):
         assert isinstance(of.connected(known), Visitor)
-    for unknown in ("10.0.1.0", "::ffff:10.0.1.7", "2001:db9::1", "", "10.0.0.7.evil"):
+    for unknown in ("198.51.100.0", "::ffff:198.51.100.7", "2001:db9::1", "", "192.0.2.7.evil"):
         refused = of.connected(unknown)
         assert isinstance(refused, Refused)
         assert "no peer is allowed from this address" in refused.reason
@@ -109,11 +115,11 @@ def test_a_stranger_does_not_learn_which_titles_there_are() -> None:
 
 
 def test_the_first_peer_that_fits_decides() -> None:
-    bad = Peer("bad", addresses=("10.0.0.66",), allowed=False)
-    rest = Peer("clinic", addresses=("10.0.0.0/8",))
-    assert isinstance(door(bad, rest).connected("10.0.0.66"), Refused)
-    assert admits(door(bad, rest), "10.0.0.67")
-    assert admits(door(rest, bad), "10.0.0.66")
+    bad = Peer("bad", addresses=("192.0.2.66",), allowed=False)
+    rest = Peer("clinic", addresses=("192.0.0.0/16",))
+    assert isinstance(door(bad, rest).connected("192.0.2.66"), Refused)
+    assert admits(door(bad, rest), "192.0.2.67")
+    assert admits(door(rest, bad), "192.0.2.66")
 
 
 def test_a_title_that_is_refused_is_refused_from_everywhere_once_it_is_known() -> None:
@@ -135,7 +141,7 @@ def test_a_title_belongs_to_the_peers_that_name_it() -> None:
         "cn:ct1",
         "cn:CT1",
         "san:ct1.clinic.example",
-        "san:10.0.0.5",
+        "san:192.0.2.5",
         f"sha256:{'AB' * 32}",
         "sha256:" + ":".join(["ab"] * 32),
     ],
@@ -277,7 +283,7 @@ def test_the_counts_hold_with_many_threads() -> None:
     def come_and_go(seed: int) -> None:
         dice = random.Random(seed)
         for _ in range(200):
-            visitor = of.connected(f"10.0.0.{dice.randrange(4)}")
+            visitor = of.connected(f"192.0.2.{dice.randrange(4)}")
             if isinstance(visitor, Refused):
                 continue
             if dice.random() < 0.5 and of.asked(visitor, "CT1", "LAMED") is None:
@@ -301,13 +307,13 @@ tls_certificate = "node.pem"
 [[peers]]
 name = "CT 1"
 ae_titles = ["CT1", "CT2"]
-addresses = ["10.0.0.0/24", "2001:db8::5"]
+addresses = ["192.0.2.0/24", "2001:db8::5"]
 certificates = ["cn:ct1"]
 maximum_associations = 4
 associations_per_minute = 120
 [[peers]]
 name = "old"
-addresses = ["10.0.9.9"]
+addresses = ["203.0.113.9"]
 allowed = false
 """
 
@@ -316,21 +322,23 @@ def test_peers_are_tables_of_the_settings(tmp_path: Path) -> None:
     (tmp_path / "node.toml").write_text(TABLES)
     found = settings.load(tmp_path / "node.toml", {})
     assert found.peers == (
-        Peer("CT 1", ("CT1", "CT2"), ("10.0.0.0/24", "2001:db8::5"), ("cn:ct1",), 4, 120),
-        Peer("old", (), ("10.0.9.9",), allowed=False),
+        Peer("CT 1", ("CT1", "CT2"), ("192.0.2.0/24", "2001:db8::5"), ("cn:ct1",), 4, 120),
+        Peer("old", (), ("203.0.113.9",), allowed=False),
     )
     shown = {each.name: each.value for each in settings.describe(tmp_path / "node.toml", {})}
-    assert shown["peers"] == ("CT 1: CT1/CT2 10.0.0.0/24/2001:db8::5 cn:ct1, old REFUSED: 10.0.9.9")
+    assert shown["peers"] == (
+        "CT 1: CT1/CT2 192.0.2.0/24/2001:db8::5 cn:ct1, old REFUSED: 203.0.113.9"
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('adresses = ["10.0.0.5"]', "perhaps addresses"),
+        ('adresses = ["192.0.2.5"]', "perhaps addresses"),
         ('ae_titles = "CT1"', "ae_titles of a peer must be a list"),
         ('ae_titles = ["SEVENTEEN LETTERS"]', "ae_titles of peer ct must be an AE title"),
         ('addresses = ["ct1.clinic"]', "addresses of peer ct must be IP addresses"),
-        ('addresses = ["10.0.0.5/24"]', "addresses of peer ct must be IP addresses"),
+        ('addresses = ["192.0.2.5/24"]', "addresses of peer ct must be IP addresses"),
         ("addresses = [167772165]", "addresses of peer ct must be IP addresses"),
         ('certificates = ["ct1"]', "certificates of peer ct must be sha256"),
         ('certificates = ["cn:"]', "certificates of peer ct must be sha256"),

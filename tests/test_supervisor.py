@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,13 @@ import model
 from dicom_node import serve, supervisor
 from dicom_node.config import Config, Destination, SiteProfile
 from dicom_node.errors import BadInput, ConfigError, NodeError, Unavailable
+from dicom_node.peers import Peer
 from dicom_node.supervisor import (
     Supervisor,
     announce,
     announced,
     is_served,
+    settings_for,
     settings_from,
     withdraw,
 )
@@ -31,11 +32,11 @@ def test_a_role_gets_the_settings_as_they_are() -> None:
         calling_ae_titles=("CT,1", "ÄRGER".encode("ascii", "replace").decode()),
         destinations=(Destination("P@CS", "::1", 104), Destination("A,B", "host", 4242, "mine")),
         profiles=(SiteProfile("mine", "ohif", (("extras", ("pdf",)), ("maximum_frames", 9))),),
+        peers=(Peer("CT 1", addresses=("192.0.2.0/24",), allowed=False),),
         quiet_s=0.1,
         manufacturer='Ünlü "quoted"',
     )
-    handed = json.dumps(asdict(config), default=str).encode()
-    assert settings_from(handed) == config
+    assert settings_from(settings_for(config)) == config
 
 
 def test_a_folder_is_served_by_one_at_a_time(config: Config) -> None:
