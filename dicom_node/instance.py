@@ -3,6 +3,7 @@
 Knows: the header attributes that reception, completion and routing need. Never decodes pixels.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,13 @@ from typing import Final
 STRUCTURED_REPORTS: Final = "1.2.840.10008.5.1.4.1.1.88."
 KEY_OBJECTS: Final = "1.2.840.10008.5.1.4.1.1.88.59"
 SEGMENTATIONS: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+UID_FORM: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
+UID_LENGTH: Final = 64
+
+
+def is_uid(text: str) -> bool:
+    """Say whether this is a UID, leading zeros forgiven (PS3.5 9.1)."""
+    return len(text) <= UID_LENGTH and bool(UID_FORM.fullmatch(text))
 
 
 @dataclass(frozen=True)

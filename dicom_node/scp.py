@@ -1,93 +1,100 @@
-"""Associations: who may call, C-ECHO, C-STORE; the bytes go to the spool as they came.
+"""Reception: who connects is let in or not, shakes hands, and has an association of its own.
 
-Knows pynetdicom, the settings and the spool. Every request gets an answer, and 0x0000 only after
-the spool has returned. Nothing is decoded here.
+Knows the door, TLS, sockets and threads. A connection has a thread of its own from its first byte
+to its last, the TLS handshake included: whoever is silent keeps nobody else waiting. What is
+answered to a request is `services`' business.
 """
 
 import logging
 import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Final, Self
 
-from pydicom.dataset import Dataset
-from pynetdicom import AE, _config, evt
-from pynetdicom.association import Association
-from pynetdicom.events import Event
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-from pynetdicom.transport import ThreadedAssociationServer
-
+from . import tls
+from .association import Association, Triple
 from .config import Config
-from .errors import ConfigError, NodeError, Unavailable
+from .door import Door, Refusals, Refused, Visitor
+from .errors import ConfigError, PeerError, SilentPeer, Unavailable
 from .ledger import Ledger
-from .spool import Announced, Spool
+from .services import Handler, Services
+from .spool import Spool
+from .upper_layer import Connection, Proposal, Violation
 
 log = logging.getLogger(__name__)
 
-# Any storage SOP class, private and future ones too, in the transfer syntax proposed first: one
-# supported context costs 13 ms of set-up, a list of all of them 138 ms.
-_config.UNRESTRICTED_STORAGE_SERVICE = True
-_config.LOG_HANDLER_LEVEL = "none"
-_config.LOG_REQUEST_IDENTIFIERS = False
-_config.LOG_RESPONSE_IDENTIFIERS = False
-
-MAXIMUM_PDU = 131_072
-COMMENT_LENGTH = 64  # ErrorComment (0000,0902) is LO
-REJECTIONS = {  # PS3.8 Table 9-21
-    (1, 3): "calling AE title not recognized",
-    (1, 7): "called AE title not recognized",
-    (3, 2): "local limit of associations",
-}
+BACKLOG: Final = 512
+DRAIN_S: Final = 5.0
+RETRY_S: Final = 0.1
 
 
 class Scp:
-    """Our application entity as storage SCP.
+    """Our application entity as storage SCP, and as SCP of the services that are `added`.
 
     Raises
     ------
     Unavailable
         The port is taken, or the address is not ours.
+    ConfigError
+        A certificate cannot be used.
     """
 
-    def __init__(self, config: Config, spool: Spool, ledger: Ledger) -> None:
-        self._config, self._spool, self._ledger = config, spool, ledger
-        self._server: ThreadedAssociationServer | None = None
-        self._stored: dict[Association, int] = {}  # instances, of each open association
+    def __init__(
+        self,
+        config: Config,
+        spool: Spool,
+        ledger: Ledger,
+        added: Mapping[tuple[int, str], Handler] | None = None,
+    ) -> None:
+        self._config = config
+        self._services = Services(spool, ledger, added)
+        self._door = Door(config)
+        self._refusals = Refusals(self._services.remember)
+        self._certificates = tls.Certificates(config, self._services.remember)
+        self._listener: socket.socket | None = None
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
 
     @property
     def port(self) -> int:
         """The port we listen on, also when the system chose it."""
-        if self._server is None:
+        if self._listener is None:
             raise ConfigError("the SCP is not started")
-        return int(self._server.server_address[1])
+        return int(self._listener.getsockname()[1])
 
     def start(self) -> None:
-        """Listen and answer, in threads of pynetdicom's."""
-        config = self._config
+        """Listen and answer, in threads."""
+        host, port = self._config.dicom_host, self._config.dicom_port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = self._ae().start_server(
-                (config.dicom_host, config.dicom_port),
-                block=False,
-                evt_handlers=[
-                    (evt.EVT_CONN_OPEN, _hasten),
-                    (evt.EVT_C_ECHO, _echo),
-                    (evt.EVT_C_STORE, self._store),
-                    (evt.EVT_ACCEPTED, self._accepted),
-                    (evt.EVT_REJECTED, self._rejected),
-                    (evt.EVT_RELEASED, self._ended, ["released"]),
-                    (evt.EVT_ABORTED, self._ended, ["aborted"]),
-                    (evt.EVT_CONN_CLOSE, self._closed),
-                ],
-            )
+            self._listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
-            where = f"{config.dicom_host}:{config.dicom_port}"
-            raise Unavailable(f"cannot listen on {where}: {error.strerror}") from error
+            raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        self._stop.clear()
+        self._threads = [
+            threading.Thread(target=self._listen, args=(self._listener,), name="accept"),
+            threading.Thread(target=self._refusals.run, args=(self._stop,), name="refusals"),
+        ]
+        for each in self._threads:
+            each.start()
 
     def stop(self) -> None:
-        """Stop listening; what is stored is stored, open associations are aborted."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.ae.shutdown()
-            self._server = None
+        """Stop listening; what is stored is stored, open associations are cut off."""
+        if self._listener is None:
+            return
+        self._stop.set()
+        with suppress(OSError):  # wakes the thread that accepts
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._cut_off()
+        for each in self._threads:
+            each.join()
+        self._listener = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -101,124 +108,103 @@ class Scp:
     ) -> None:
         self.stop()
 
-    def _ae(self) -> AE:
-        config = self._config
-        ae = AE(ae_title=config.ae_title)
-        ae.add_supported_context(Verification)
-        ae.require_called_aet = True
-        ae.require_calling_aet = list(config.calling_ae_titles)
-        ae.maximum_associations = config.maximum_associations
-        ae.maximum_pdu_size = MAXIMUM_PDU
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = config.network_timeout_s
-        return ae
+    def _cut_off(self) -> None:
+        """Wake every reader, and give it the time to answer what it has in hand."""
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline:
+            with self._lock:
+                left = list(self._open)
+            if not left:
+                return
+            for each in left:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RD)
+            time.sleep(0.01)
 
-    def _store(self, event: Event) -> Dataset | int:
-        request: Any = event.request
-        announced = Announced(
-            sop_class_uid=str(request.AffectedSOPClassUID),
-            sop_uid=str(request.AffectedSOPInstanceUID),
-            transfer_syntax_uid=str(event.context.transfer_syntax),
-            calling_ae=_calling(event),
+    def _listen(self, listener: socket.socket) -> None:
+        while not self._stop.is_set():
+            try:
+                sock, (address, port, *_) = listener.accept()
+            except OSError as error:  # no more file handles, or the end
+                if not self._stop.wait(RETRY_S):
+                    log.warning("scp.accept_failed", extra={"reason": error.strerror})
+                continue
+            visitor = self._door.connected(address)
+            if isinstance(visitor, Refused):
+                sock.close()
+                self._refusals.add(address, visitor.reason)
+            else:
+                self._admit(sock, visitor, f"{address}:{port}")
+
+    def _admit(self, sock: socket.socket, visitor: Visitor, peer: str) -> None:
+        with self._lock:
+            self._open.add(sock)
+        thread = threading.Thread(
+            target=self._serve, args=(sock, visitor, peer), name=peer, daemon=True
         )
         try:
-            self._spool.store(request.DataSet.getvalue() if request.DataSet else b"", announced)
-        except NodeError as error:
-            return self._refuse(announced, error.status, str(error))
-        except Exception as error:  # the server's edge: the peer gets an answer, whatever it is
-            log.exception("instance.error", extra={"sop_uid": announced.sop_uid})
-            return self._refuse(announced, NodeError.status, f"{type(error).__name__}: {error}")
-        self._stored[event.assoc] = self._stored.get(event.assoc, 0) + 1
-        return 0x0000
+            thread.start()
+        except RuntimeError:  # no more threads
+            log.exception("scp.thread_failed")
+            self._leave(sock, visitor)
 
-    def _refuse(self, announced: Announced, status: int, reason: str) -> Dataset:
-        log.warning("instance.refused", extra={"sop_uid": announced.sop_uid, "status": status})
-        self._remember(
-            "instance.refused",
-            calling_ae=announced.calling_ae,
-            sop_uid=announced.sop_uid,
-            sop_class_uid=announced.sop_class_uid,
-            status=f"0x{status:04X}",
-            reason=reason,
-        )
-        answer = Dataset()
-        answer.Status = status
-        plain = reason.encode("ascii", "replace").decode().replace("\\", "/")
-        answer.ErrorComment = "".join(filter(str.isprintable, plain))[:COMMENT_LENGTH]
-        return answer
+    def _leave(self, sock: socket.socket, visitor: Visitor) -> None:
+        self._door.left(visitor)
+        with self._lock:
+            self._open.discard(sock)
+        sock.close()
 
-    def _accepted(self, event: Event) -> None:
-        self._stored[event.assoc] = 0
-        self._remember("association.accepted", calling_ae=_calling(event), peer=_address(event))
-
-    def _rejected(self, event: Event) -> None:
-        primitive = event.assoc.acceptor.primitive
-        key = (getattr(primitive, "result_source", 0), getattr(primitive, "diagnostic", 0))
-        self._remember(
-            "association.rejected",
-            calling_ae=_calling(event),
-            called_ae=str(getattr(event.assoc.requestor.primitive, "called_ae_title", "")).strip(),
-            peer=_address(event),
-            reason=REJECTIONS.get(key, "rejected"),
-        )
-
-    def _ended(self, event: Event, how: str) -> None:
-        self._remember(
-            f"association.{how}",
-            calling_ae=_calling(event),
-            peer=_address(event),
-            stored=self._stored.pop(event.assoc, 0),
-        )
-
-    def _closed(self, event: Event) -> None:
-        """Tell of a peer that hung up without a release or an abort."""
-        if event.assoc in self._stored:
-            self._ended(event, "lost")
-
-    def _remember(self, kind: str, **data: object) -> None:
+    def _serve(self, sock: socket.socket, visitor: Visitor, peer: str) -> None:
+        """Be there for one connection, whatever comes."""
         try:
-            self._ledger.event(kind, study_uid=None, job_id=None, **data)
-        except Exception:  # a ledger that is out of order must not keep a peer without an answer
-            log.exception("ledger.error", extra={"kind": kind})
+            sock = self._secured(sock, visitor)
+            self._associate(sock, visitor, peer)
+        except SilentPeer:  # a probe
+            pass
+        except PeerError as error:
+            self._refusals.add(visitor.address, str(error))
+        except Exception:  # the server's edge: one connection's fault is no other's
+            log.exception("scp.connection_failed", extra={"peer": peer})
+        finally:
+            self._leave(sock, visitor)
 
+    def _secured(self, sock: socket.socket, visitor: Visitor) -> socket.socket:
+        """Shake hands if we speak TLS; then ask the door about the certificate."""
+        context, identity = self._certificates.server(), None
+        secured = sock
+        if context is not None:
+            with self._lock:  # TLS takes the socket over, and limits the time itself
+                self._open.remove(sock)
+            sock.settimeout(self._config.network_timeout_s)
+            secured = tls.handshake(sock, context, self._config.tls_handshake_s)
+            identity = tls.peer_identity(secured)
+            with self._lock:
+                self._open.add(secured)
+        refused = self._door.identified(visitor, identity)
+        if refused is not None:
+            self._leave(secured, visitor)
+            raise PeerError(refused.reason)
+        return secured
 
-def _echo(_: Event) -> int:
-    return 0x0000
+    def _associate(self, sock: socket.socket, visitor: Visitor, peer: str) -> None:
+        connection = Connection(
+            sock,
+            timeout_s=self._config.network_timeout_s,
+            most=self._config.maximum_instance_mb << 20,
+        )
 
+        def objection(proposal: Proposal) -> Triple | None:
+            titles = {"calling_ae": proposal.calling_ae, "called_ae": proposal.called_ae}
+            refused = self._door.asked(visitor, proposal.calling_ae, proposal.called_ae)
+            if refused is None:
+                return None
+            self._refusals.add(visitor.address, refused.reason, **titles)
+            return refused.result, refused.source, refused.diagnostic
 
-class _Prompt(socket.socket):
-    """A socket that acknowledges at once whatever it reads.
-
-    With Nagle's algorithm at the sender a delayed ACK costs 40 ms for each PDU that is sent in two
-    pieces. Linux forgets TCP_QUICKACK, so it is armed again after every read.
-    """
-
-    def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Read, and acknowledge."""
-        received = super().recv(size, flags)
-        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return received
-
-
-def _hasten(event: Event) -> None:
-    """Put a prompt socket in the place of an association's own."""
-    wrapped: Any = event.assoc.dul.socket
-    plain = getattr(wrapped, "socket", None)
-    if type(plain) is not socket.socket:  # gone already, or one that does more than TCP
-        return
-    timeout_s = plain.gettimeout()
-    prompt = _Prompt(fileno=plain.detach())
-    prompt.settimeout(timeout_s)
-    wrapped.socket = prompt
-    try:
-        prompt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        prompt.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    except OSError:  # the peer is gone already
-        return
-
-
-def _calling(event: Event) -> str:
-    return str(event.assoc.requestor.ae_title or "").strip()
-
-
-def _address(event: Event) -> str:
-    return f"{event.assoc.requestor.address}:{event.assoc.requestor.port}"
+        try:
+            Association(connection, self._services, objection, peer).run()
+        except Violation as error:
+            if tls.is_tls(connection.first) and self._certificates.server() is None:
+                raise PeerError(tls.SPEAKS_TLS) from error
+            connection.abort(error.reason)
+            raise

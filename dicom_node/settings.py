@@ -95,6 +95,9 @@ class Config:
         30, 0, 365, "days before the end of our certificate from which it is told"
     )
     maximum_associations: int = _number(64, 1, 1000, "associations served at once")
+    maximum_instance_mb: int = _number(
+        2048, 1, 4095, "size in MB above which an instance is refused with 0xA700"
+    )
     quiet_s: float = _number(
         30.0, SHORTEST_S, WEEK_S, "seconds without a new instance until a study is complete"
     )
