@@ -19,13 +19,14 @@ def append(
     at: datetime,
     about: Mapping[str, str | None],
     data: Mapping[str, object],
-) -> None:
-    """Add an event: `about` gives its kind, study_uid and job_id."""
-    seq, previous = head(connection)
+    after: tuple[int, str],
+) -> tuple[int, str]:
+    """Add an event after the last one; give the new head: `about` holds kind, study_uid, job_id."""
+    seq, previous = after
     row = {"seq": seq + 1, "at": to_text(at), **about, "data": canonical(data)}
-    connection.execute(
-        tables.events.insert().values(**row, previous=previous, digest=_digest(previous, row))
-    )
+    digest = _digest(previous, row)
+    connection.execute(tables.events.insert(), {**row, "previous": previous, "digest": digest})
+    return seq + 1, digest
 
 
 def head(connection: Connection) -> tuple[int, str]:

@@ -12,6 +12,8 @@ from typing import Final
 STRUCTURED_REPORTS: Final = "1.2.840.10008.5.1.4.1.1.88."
 KEY_OBJECTS: Final = "1.2.840.10008.5.1.4.1.1.88.59"
 SEGMENTATIONS: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+# Pictures of a scanner, of which we make none: CT and MR Image Storage, and the Enhanced ones.
+PICTURES: Final = frozenset(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "2.1", "4", "4.1"))
 UID_FORM: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 UID_LENGTH: Final = 64
 

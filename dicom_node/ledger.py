@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,7 @@ from .records import (
     canonical,
     to_text,
 )
+from .together import Together
 from .transaction import Transaction
 
 __all__ = ["Delivery", "Event", "Job", "Ledger", "Result", "Review", "Study", "Transaction"]
@@ -67,6 +68,7 @@ class Ledger(Reading):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._engine = _engine(path)
+            self._together = Together(self._transaction)
             with _alone(path), self._engine.connect() as connection:
                 connection.execute(text("PRAGMA journal_mode=WAL"))
             with self.transaction() as transaction:
@@ -90,9 +92,12 @@ class Ledger(Reading):
         """Let go of the file."""
         self._engine.dispose()
 
-    @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self) -> AbstractContextManager[Transaction]:
         """Write: the only writer from its first statement on; committed at the end, or nothing."""
+        return self._together.alone()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Transaction]:
         with _refusals(), self._engine.connect() as connection, connection.begin():
             connection.execute(text("BEGIN IMMEDIATE"))
             yield Transaction(connection)
@@ -102,28 +107,19 @@ class Ledger(Reading):
     def event(
         self, kind: str, *, study_uid: str | None = None, job_id: str | None = None, **data: object
     ) -> None:
-        """Add one event, in a transaction of its own."""
-        with self.transaction() as transaction:
-            transaction.event(kind, study_uid=study_uid, job_id=job_id, **data)
+        """Add one event; it shares its commit with whatever else is written now."""
+        self._together.write(
+            lambda transaction: transaction.event(kind, study_uid=study_uid, job_id=job_id, **data)
+        )
 
     def record_instance(
         self, instance: Instance, *, kind: str = "instance.stored", **data: str
     ) -> None:
-        """Remember a stored instance; a study that was past reception is open again."""
-        with self.transaction() as transaction:
-            transaction.record_study(instance)
-            transaction.record_instance(instance)
-            transaction.event(
-                kind,
-                study_uid=instance.study_uid,
-                job_id=None,
-                series_uid=instance.series_uid,
-                sop_uid=instance.sop_uid,
-                transfer_syntax_uid=instance.transfer_syntax_uid,
-                sha256=instance.sha256,
-                size=instance.size,
-                **data,
-            )
+        """Remember a stored instance; a study that was past reception is open again.
+
+        It shares its commit with whatever else is written now, and has returned when that is done.
+        """
+        self._together.write(lambda transaction: transaction.arrive(instance, kind, data))
 
     def request_completion(self, study_uid: str, *, by: str = "") -> bool:
         """Ask that a study be taken as complete now; False if it is not known.

@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from . import chain, tables
 from .errors import BadInput, Mismatch
-from .instance import Instance
+from .instance import PICTURES, Instance
 from .records import Job, Result, canonical, to_result, to_text
 
 # From which states a study may come to which: anything else is a bug, and is refused.
@@ -34,13 +33,30 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.now = datetime.now(UTC)
+        self._head: tuple[int, str] | None = None  # of the chain, once known: nobody else writes
 
     def event(
         self, kind: str, *, study_uid: str | None = None, job_id: str | None = None, **data: object
     ) -> None:
         """Add an event to the chain."""
         about = {"kind": kind, "study_uid": study_uid, "job_id": job_id}
-        chain.append(self.connection, self.now, about, data)
+        head = self._head or chain.head(self.connection)
+        self._head = chain.append(self.connection, self.now, about, data, head)
+
+    def arrive(self, instance: Instance, kind: str, data: Mapping[str, str]) -> None:
+        """Remember a stored instance, its study, and the event `kind`."""
+        self.record_study(instance)
+        follows = self.record_instance(instance)
+        self.event(
+            "instance.superseded" if follows and kind == "instance.stored" else kind,
+            study_uid=instance.study_uid,
+            series_uid=instance.series_uid,
+            sop_uid=instance.sop_uid,
+            transfer_syntax_uid=instance.transfer_syntax_uid,
+            sha256=instance.sha256,
+            size=instance.size,
+            **data,
+        )
 
     def set_study_state(
         self, study_uid: str, state: str, reason: str = "", *, kind: str = "study.state"
@@ -112,47 +128,43 @@ class Transaction:
     def record_study(self, instance: Instance) -> None:
         """Remember the study of an instance; one that was past reception is open again."""
         received_at = to_text(instance.received_at)
-        values = {
-            name: getattr(instance, name)
-            for name in (
-                "study_uid",
-                "patient_id",
-                "patient_name",
-                "accession_number",
-                "study_date",
-                "study_description",
-            )
-        }
-        made = self.connection.execute(
-            insert(tables.studies)
-            .values(
-                **values,
-                state="receiving",
-                arrivals=1,
-                opened_at=received_at,
-                first_at=received_at,
-                last_at=received_at,
-            )
-            .on_conflict_do_nothing()
-        )
-        if made.rowcount:
-            self.event("study.opened", study_uid=instance.study_uid)
-            return
-        table = tables.studies
         # What answers a draft, or is one that comes home, is nothing more to read.
         is_image = not instance.may_answer and not self._is_ours(instance)
-        self.connection.execute(
+        table = tables.studies
+        same = table.c.study_uid == instance.study_uid
+        known = self.connection.execute(
             update(table)
-            .where(table.c.study_uid == instance.study_uid)
+            .where(same)
             .values(
                 last_at=func.max(table.c.last_at, received_at),
                 arrivals=table.c.arrivals + (1 if is_image else 0),
             )
-        )
-        if is_image:
+            .returning(table.c.state)
+        ).scalar_one_or_none()
+        if known is None:
+            self._open(instance, received_at)
+        elif is_image and known != "receiving":
             self.reopen(instance.study_uid, "late images", opened_at=received_at)
 
+    def _open(self, instance: Instance, received_at: str) -> None:
+        names = (
+            "study_uid",
+            "patient_id",
+            "patient_name",
+            "accession_number",
+            "study_date",
+            "study_description",
+        )
+        values = {name: getattr(instance, name) for name in names}
+        times = dict.fromkeys(("opened_at", "first_at", "last_at"), received_at)
+        self.connection.execute(
+            tables.studies.insert().values(**values, **times, state="receiving", arrivals=1)
+        )
+        self.event("study.opened", study_uid=instance.study_uid)
+
     def _is_ours(self, instance: Instance) -> bool:
+        if instance.sop_class_uid in PICTURES:
+            return False
         table = tables.results.c
         same = (table.sop_uid == instance.sop_uid) | (table.series_uid == instance.series_uid)
         return self.connection.scalar(select(table.sop_uid).where(same).limit(1)) is not None
@@ -170,14 +182,14 @@ class Transaction:
             .values(opened_at=opened_at or to_text(self.now))
         )
 
-    def record_instance(self, instance: Instance) -> None:
-        """Remember an instance; an earlier one of the same UID is superseded.
+    def record_instance(self, instance: Instance) -> bool:
+        """Remember an instance; an earlier one of the same UID is superseded, and that is said.
 
         What may answer a draft waits to be looked at; a draft of ours that comes home does not.
         """
         table = tables.instances
         same = (table.c.study_uid == instance.study_uid) & (table.c.sop_uid == instance.sop_uid)
-        self.connection.execute(update(table).where(same).values(superseded=True))
+        earlier = self.connection.execute(update(table).where(same).values(superseded=True))
         key = self.connection.scalar(
             table.insert()
             .values(
@@ -197,6 +209,7 @@ class Transaction:
         if instance.may_answer and not self._is_ours(instance):
             about = {"instance_id": key, "study_uid": instance.study_uid}
             self.connection.execute(tables.reviews.insert().values(**about, state="waiting"))
+        return earlier.rowcount > 0
 
     def record_results(
         self,
