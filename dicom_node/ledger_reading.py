@@ -52,6 +52,13 @@ class Reading:
         """Give the path of every instance that is remembered, superseded ones included."""
         return {Path(row.path) for row in self._rows(select(tables.instances.c.path))}
 
+    def paths_of(self, sha256: str) -> list[Path]:
+        """Give the paths of the instances whose file has this digest."""
+        table = tables.instances.c
+        return [
+            Path(row.path) for row in self._rows(select(table.path).where(table.sha256 == sha256))
+        ]
+
     def study(self, study_uid: str) -> Study | None:
         """Find one study; None if it is not known."""
         wanted = select_studies().where(tables.studies.c.study_uid == study_uid)

@@ -3,8 +3,8 @@
     spool/<study>/<series>/<sop>.dcm        incoming/ beside them holds what is not yet whole
 
 Knows files, the header of a data set and the ledger. Never decodes pixels. The order is: write,
-fsync, rename, fsync of the folders, ledger; after a crash in between `Spool.recover` finishes it.
-What is refused leaves nothing behind.
+fsync, rename, ledger; after a crash in between `Spool.recover` finishes it. What is refused leaves
+nothing behind.
 """
 
 import errno
@@ -12,57 +12,34 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import shutil
 import struct
 import threading
 import uuid
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 
 import pydicom
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from . import header as headers
 from .errors import Mismatch, NotDicom, OutOfResources
-from .instance import Instance
+from .header import HEADER, Header
+from .instance import Instance, is_uid
 from .ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 MB = 1 << 20
 STRIPES = 64
+PARTIAL = ".partial"
 IMPLEMENTATION_UID = "2.25.255811243041107938912011350873312270401"
 IMPLEMENTATION_NAME = "LAMED_NODE"
-UID_FORM = re.compile(r"[0-9]+(\.[0-9]+)*")
-UID_LENGTH = 64
-HEADER = {
-    "study_uid": "StudyInstanceUID",
-    "series_uid": "SeriesInstanceUID",
-    "sop_uid": "SOPInstanceUID",
-    "sop_class_uid": "SOPClassUID",
-    "patient_id": "PatientID",
-    "patient_name": "PatientName",
-    "accession_number": "AccessionNumber",
-    "study_date": "StudyDate",
-    "study_description": "StudyDescription",
-    "modality": "Modality",
-}
-TAGS = [tag for tag in map(tag_for_keyword, ("SpecificCharacterSet", *HEADER.values())) if tag]
-REQUIRED = tuple(HEADER.values())[:4]
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-LONG_VRS = {b"OB", b"OW", b"OF", b"OD", b"OV", b"OL", b"UN"}  # of 12 bytes before the value
-UNDEFINED = 0xFFFFFFFF
-SEQUENCE_END = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 HEAD_LENGTH = 128 + 4 + 12  # preamble, DICM, the group length; it counts from there on
-INFLATED_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -94,7 +71,7 @@ class Spool:
         # One sender at a time for an instance: two may send the same one at once.
         self._locks = [threading.Lock() for _ in range(STRIPES)]
 
-    def store(self, dataset: bytes, announced: Announced) -> Instance:
+    def store(self, dataset: bytes | bytearray, announced: Announced) -> Instance:
         """Keep one data set as it came; when this returns it is on disk and in the ledger.
 
         Raises
@@ -106,20 +83,20 @@ class Spool:
         OutOfResources
             There is no room.
         """
-        header = _header(dataset, announced)
+        header = headers.read(dataset, announced.transfer_syntax_uid)
         _check_announced(header, announced)
-        content = _file_head(announced) + dataset
-        instance = _instance(header, content, self._path(header), announced.transfer_syntax_uid)
-        self._check_room(len(content))
+        parts = (_file_head(announced), dataset)
+        instance = _instance(header, self._path(header), announced.transfer_syntax_uid, parts)
+        self._check_room(instance.size)
         with (
             self._locks[hash(instance.sop_uid) % STRIPES],
             _out_of_resources(),
             self._held(fcntl.LOCK_SH),
         ):
-            return self._keep(instance, content, announced.calling_ae)
+            return self._keep(instance, parts, announced.calling_ae)
 
     def recover(self) -> int:
-        """After a crash: drop what was not whole, remember what is whole but not in the ledger.
+        """After a crash: finish or drop what was being stored, remember what the ledger missed.
 
         Returns
         -------
@@ -129,7 +106,7 @@ class Spool:
         try:
             with self._held(fcntl.LOCK_EX | fcntl.LOCK_NB):
                 for partial in self._incoming.iterdir():
-                    partial.unlink()
+                    self._finish(partial)
                 known = self._ledger.paths()
                 orphans = [path for path in self._root.glob("*/*/*.dcm") if path not in known]
                 # The latest version of an instance becomes the current one.
@@ -138,10 +115,14 @@ class Spool:
         except BlockingIOError:
             return 0
 
-    def _keep(self, instance: Instance, content: bytes, calling_ae: str) -> Instance:
-        earlier = self._ledger.instance(instance.study_uid, instance.sop_uid)
-        kind = "instance.stored"
-        if earlier is not None:
+    def _keep(
+        self, instance: Instance, parts: Sequence[bytes | bytearray], calling_ae: str
+    ) -> Instance:
+        # What was ever received under this name lies there: only then is the ledger asked.
+        earlier = instance.path.exists() and self._ledger.instance(
+            instance.study_uid, instance.sop_uid
+        )
+        if earlier:
             if earlier.sha256 == instance.sha256 and earlier.path.is_file():
                 self._ledger.event(
                     "instance.duplicate",
@@ -152,30 +133,42 @@ class Spool:
                 return earlier
             # The same UID with another content is a correction in practice: the newest is
             # current, the earlier one stays beside it.
-            kind, instance = "instance.superseded", _beside(instance)
-        self._write(instance.path, content)
+            instance = _beside(instance)
+        self._write(instance, parts)
         try:
-            self._ledger.record_instance(instance, kind=kind, calling_ae=calling_ae)
+            self._ledger.record_instance(instance, calling_ae=calling_ae)
         except BaseException:  # whatever it is: the sender is not told success and sends again
             instance.path.unlink(missing_ok=True)
             raise
         return instance
 
-    def _write(self, path: Path, content: bytes) -> None:
-        partial = self._incoming / f"{uuid.uuid4().hex}.partial"
+    def _write(self, instance: Instance, parts: Sequence[bytes | bytearray]) -> None:
+        """Have the bytes on the disk, then under their name.
+
+        The name itself is not waited for. After a power cut the file lies under one of its two
+        names, and `recover` knows by the digest in the first which one it was to have.
+        """
+        partial = self._incoming / f"{instance.sha256}.{uuid.uuid4().hex}{PARTIAL}"
         try:
-            with partial.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.rename(path)
-        finally:
+            _write_through(partial, parts)
+            try:
+                partial.rename(instance.path)
+            except FileNotFoundError:
+                instance.path.parent.mkdir(parents=True, exist_ok=True)
+                partial.rename(instance.path)
+        except BaseException:
             partial.unlink(missing_ok=True)
-        # Always all three: whoever made a folder may not have come to its fsync yet, and one
-        # that did not change costs nothing.
-        for folder in (path.parent, path.parent.parent, self._root):
-            _sync(folder)
+            raise
+
+    def _finish(self, partial: Path) -> None:
+        """Give a file the name that the ledger has for it; drop it if there is none."""
+        for path in self._ledger.paths_of(partial.name.partition(".")[0]):
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial.rename(path)
+                _sync(path.parent)
+                return
+        partial.unlink()
 
     @contextmanager
     def _held(self, how: int) -> Iterator[None]:
@@ -187,9 +180,9 @@ class Spool:
         finally:
             os.close(handle)
 
-    def _path(self, header: Dataset) -> Path:
+    def _path(self, header: Header) -> Path:
         study, series, sop = (
-            _name(str(header[HEADER[key]].value)) for key in ("study_uid", "series_uid", "sop_uid")
+            _name(header[name]) for name in ("study_uid", "series_uid", "sop_uid")
         )
         return self._root / study / series / f"{sop}.dcm"
 
@@ -209,12 +202,13 @@ class Spool:
             said = Announced(
                 str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), syntax, ""
             )
-            header = _header(content[start:], said)
+            header = headers.read(content[start:], syntax)
+            _check_announced(header, said)
         except (NotDicom, Mismatch, InvalidDicomError, AttributeError, OSError) as error:
             self._ledger.event("spool.unreadable", path=str(path), reason=str(error))
             return 0
         self._ledger.record_instance(
-            _instance(header, content, path, syntax), kind="instance.recovered"
+            _instance(header, path, syntax, (content,)), kind="instance.recovered"
         )
         return 1
 
@@ -246,92 +240,26 @@ def _element(number: int, vr: bytes, value: bytes) -> bytes:
     return struct.pack("<HH", 0x0002, number) + vr + length + value
 
 
-class _Whole(BytesIO):
-    """Bytes that notice a read past their end, which pydicom forgives; zeros are padding."""
-
-    cut_short = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        found = super().read(size)
-        if 0 < len(found) < (size or 0) and found.strip(b"\x00"):
-            self.cut_short = True
-        return found
+def _check_announced(header: Header, announced: Announced) -> None:
+    for name, said in (("sop_uid", announced.sop_uid), ("sop_class_uid", announced.sop_class_uid)):
+        if header[name] != said:
+            raise Mismatch(f"{HEADER[name]} {said} was announced, {header[name]} came")
 
 
-def _header(dataset: bytes, announced: Announced) -> Dataset:
-    if announced.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
-        dataset = _inflated(dataset)
-        announced = replace(announced, transfer_syntax_uid=ExplicitVRLittleEndian)
-    content = _Whole(_file_head(announced) + dataset)
-    try:
-        header = pydicom.dcmread(content, stop_before_pixels=True, specific_tags=TAGS)
-        missing = [keyword for keyword in REQUIRED if not str(header.get(keyword) or "").strip()]
-    except Exception as error:  # the edge: any bytes may come, and pydicom may trip over them
-        raise NotDicom(f"not a data set: {type(error).__name__} {error}") from error
-    if content.cut_short:
-        raise NotDicom("cut short in the middle of an element")
-    _check_end(content.getvalue(), content.tell(), announced.transfer_syntax_uid)
-    if missing:
-        # Without any identity it is not one of ours at all (PS3.4 B.2.3: 0xC000, else 0xA900).
-        kind = NotDicom if {"SOPInstanceUID", "SOPClassUID"} <= set(missing) else Mismatch
-        raise kind(f"no {', '.join(missing)} in the data set")
-    return header
-
-
-def _inflated(dataset: bytes) -> bytes:
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        inflated = inflate.decompress(dataset, INFLATED_LIMIT)
-    except zlib.error as error:
-        raise NotDicom(f"not deflated: {error}") from error
-    if not inflate.eof:
-        raise NotDicom("the deflated data set is cut short, or too large to be one")
-    return inflated
-
-
-def _check_end(content: bytes, position: int, transfer_syntax_uid: str) -> None:
-    """Refuse a data set whose last element or whose pixels run past its end."""
-    if position < len(content):  # the reader stopped before the pixels
-        order = ">" if transfer_syntax_uid == ExplicitVRBigEndian else "<"
-        position += 12 if content[position + 4 : position + 6] in LONG_VRS else 8
-        if position > len(content):
-            raise NotDicom("cut short before the pixels")
-        (length,) = struct.unpack_from(f"{order}I", content, position - 4)
-        if length == UNDEFINED:
-            if content.rfind(SEQUENCE_END) < position:
-                raise NotDicom("the pixels are cut short: no end of their last fragment")
-            return
-        position += length
-    if position > len(content):
-        raise NotDicom(f"cut short: {len(content)} bytes came, its elements need {position}")
-
-
-def _check_announced(header: Dataset, announced: Announced) -> None:
-    for keyword, said in (
-        ("SOPInstanceUID", announced.sop_uid),
-        ("SOPClassUID", announced.sop_class_uid),
-    ):
-        if str(header[keyword].value) != said:
-            raise Mismatch(f"{keyword} {said} was announced, {header[keyword].value} came")
-
-
-def _instance(header: Dataset, content: bytes, path: Path, transfer_syntax_uid: str) -> Instance:
-    values = {key: _text(header, keyword) for key, keyword in HEADER.items()}
+def _instance(
+    header: Header, path: Path, transfer_syntax_uid: str, parts: Sequence[bytes | bytearray]
+) -> Instance:
+    digest = hashlib.sha256()
+    for each in parts:
+        digest.update(each)
     return Instance(
-        **values,
+        **header,
         transfer_syntax_uid=transfer_syntax_uid,
         path=path,
-        sha256=hashlib.sha256(content).hexdigest(),
-        size=len(content),
+        sha256=digest.hexdigest(),
+        size=sum(map(len, parts)),
         received_at=datetime.now(UTC),
     )
-
-
-def _text(header: Dataset, keyword: str) -> str:
-    try:
-        return str(header.get(keyword) or "").strip()
-    except Exception:  # noqa: BLE001 - the edge: a broken value must not lose the instance
-        return ""
 
 
 def _beside(instance: Instance) -> Instance:
@@ -341,7 +269,7 @@ def _beside(instance: Instance) -> Instance:
 
 def _name(uid: str) -> str:
     """Make a file name of a UID; what is no UID is digested, so that no path can be smuggled in."""
-    if UID_FORM.fullmatch(uid) and len(uid) <= UID_LENGTH:
+    if is_uid(uid):
         return uid
     return f"x-{hashlib.sha256(uid.encode()).hexdigest()[:32]}"
 
@@ -354,6 +282,26 @@ def _out_of_resources() -> Iterator[None]:
         if error.errno in NO_ROOM:
             raise OutOfResources(f"cannot store: {error.strerror}") from error
         raise
+
+
+def _write_through(path: Path, parts: Sequence[bytes | bytearray]) -> None:
+    """Write a new file, and return when its bytes and its name are on the disk.
+
+    The fsync of a new file keeps its name too on the journaling file systems of Linux (ext4, XFS,
+    Btrfs): it was made in the same transaction.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+    try:
+        left = [memoryview(each) for each in parts]
+        while left:
+            count = os.writev(handle, left)
+            while left and count >= len(left[0]):
+                count -= len(left.pop(0))
+            if left:
+                left[0] = left[0][count:]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sync(folder: Path) -> None:

@@ -157,3 +157,17 @@ def test_a_crash_between_rename_and_ledger_is_made_good(
         assert "spool.unreadable" in [each.kind for each in lost.events()]
         assert again.recover() == 0
     assert list((config.spool_dir / "incoming").iterdir()) == []
+
+
+def test_a_name_that_a_power_cut_took_back_is_given_again(
+    config: Config, spool: Spool, ledger: Ledger, ct: Dataset
+) -> None:
+    stored = spool.store(encoded(ct), announced(ct))
+    incoming = config.spool_dir / "incoming"
+    stored.path.rename(incoming / f"{stored.sha256}.0123.partial")
+    stored.path.parent.rmdir()
+    (incoming / f"{'0' * 64}.4567.partial").write_bytes(b"of nobody")
+    again = Spool(config.spool_dir, ledger, minimum_free_mb=1)
+    assert again.recover() == 0
+    assert pydicom.dcmread(stored.path) == ct
+    assert list(incoming.iterdir()) == []
