@@ -80,6 +80,7 @@ class Association:
         except Aborted:
             return "aborted", ""
         except Lost as error:
+            self._connection.abort()  # it was we who end, or the peer hears it no more
             return "lost", str(error)
         except Violation as error:
             self._connection.abort(error.reason)
