@@ -66,11 +66,13 @@ class Lab:
     def size(self, full: int, quick: int) -> int:
         return quick if self.quick else full
 
-    def turns(self, bench: str, case: str, subjects: Mapping[str, Subject]) -> None:
+    def turns(
+        self, bench: str, case: str, subjects: Mapping[str, Subject], *, rounds: int = 0
+    ) -> None:
         """Measure A B C, B C A, C A B, ...: what disturbs the machine disturbs all of them."""
         names = list(subjects)
         seen: dict[tuple[str, str], list[float]] = {}
-        for turn in range(self.rounds):
+        for turn in range(rounds or self.rounds):
             first = turn % len(names)
             for name in (*names[first:], *names[:first]):
                 self.tell(f"{bench}: {case}: {name}, round {turn + 1} of {self.rounds}")

@@ -25,6 +25,7 @@ TUNED = {"TCP_NODELAY": "1"}
 class Receiver:
     ae_title: str
     port: int
+    process: int = 0
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def ours(folder: Path) -> Iterator[Receiver]:
     command = [sys.executable, "-m", "dicom_node", "serve", "--only", "scp"]
     with _running(command, settings) as process:
         _until_listening(port, process)
-        yield Receiver("LAMED", port)
+        yield Receiver("LAMED", port, process.pid)
 
 
 @contextmanager
@@ -97,6 +98,12 @@ RECEIVERS: dict[str, Callable[[Path], AbstractContextManager[Receiver]]] = {
     "DCMTK storescp": dcmtk,
     "pynetdicom save_as": plain_pynetdicom,
 }
+
+
+def resident_mb(process: int) -> float:
+    """Say how much memory a process holds."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 @contextmanager

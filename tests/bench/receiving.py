@@ -1,4 +1,4 @@
-"""Images per second from DCMTK's storescu: large and small ones, one and four associations.
+"""Images per second from DCMTK's storescu: large and small ones, one, four and eight associations.
 
 Tuned is a sender without Nagle's algorithm (TCP_NODELAY=1 in DCMTK's environment), untuned is the
 one of a stock DCMTK. Ours is durable: each file and each ledger row is on the disk before the
@@ -14,11 +14,21 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from .lab import Lab, Missing, Subject, files
-from .peers import RECEIVERS, TUNED, Receiver
+from pynetdicom.presentation import StoragePresentationContexts
+
+from tests.raw_peer import RELEASE_RQ, RawPeer, request
+
+from .lab import OURS, Lab, Missing, Subject, files
+from .peers import RECEIVERS, TUNED, Receiver, resident_mb
 
 BENCH = "receiving"
 STORESCU = "/usr/bin/storescu"  # pynetdicom brings a program of the same name
+ACCEPTED = 2  # A-ASSOCIATE-AC
+# What a PACS proposes that may send anything: every storage class, each uncompressed and in JPEG.
+PROPOSED = [
+    (str(each.abstract_syntax), ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70"])
+    for each in StoragePresentationContexts
+]
 SMALL = 32  # rows and columns: the header is most of it
 
 
@@ -36,8 +46,41 @@ def run(lab: Lab) -> None:
         for tuned, (kind, folder) in cases[::3] if lab.quick else cases:
             # Untuned, most receivers take 40 ms for each image: fewer of them tell as much.
             paths = list(files(folder))[: None if tuned else lab.size(100, 4)]
-            for associations in (2,) if lab.quick else (1, 4):
+            for associations in (2,) if lab.quick else (1, 4, 8):
                 _case(lab, kind, paths, associations, receivers, tuned=tuned)
+        lab.turns(
+            BENCH,
+            f"association with {len(PROPOSED)} contexts, opened and released",
+            {name: partial(_set_up, each, lab.size(200, 4)) for name, each in receivers.items()},
+        )
+        if OURS in receivers:
+            growth = partial(_growth, receivers[OURS], list(files(small)), lab.size(10, 1))
+            case = f"memory over {lab.size(10_000, 8)} instances"
+            lab.turns(BENCH, case, {OURS: growth}, rounds=1)
+
+
+def _set_up(receiver: Receiver, count: int) -> dict[str, float]:
+    """Open and release associations, one after the other, as fast as the receiver can."""
+    proposal = request(PROPOSED, called=receiver.ae_title)
+    start = time.perf_counter()
+    for _ in range(count):
+        with RawPeer(receiver.port) as peer:
+            peer.send(proposal)
+            if peer.pdu()[0] != ACCEPTED:
+                raise RuntimeError(f"{receiver.ae_title} took no association")
+            peer.send(RELEASE_RQ)
+            peer.pdu()
+    return {"ms": (time.perf_counter() - start) / count * 1000}
+
+
+def _growth(receiver: Receiver, paths: list[Path], times: int) -> dict[str, float]:
+    """Send a series again and again, each time as new images; how much larger it makes us."""
+    folder = paths[0].parent
+    _send([folder], len(paths), receiver, TUNED)  # what is made once is made now
+    before = resident_mb(receiver.process)
+    for _ in range(times):
+        _send([folder], len(paths), receiver, TUNED)
+    return {"MB more": resident_mb(receiver.process) - before}
 
 
 def _receivers(lab: Lab, scratch: Path, stack: ExitStack) -> dict[str, Receiver]:
