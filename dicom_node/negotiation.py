@@ -14,6 +14,11 @@ from .upper_layer import Accepted, Context, Proposal
 STANDARD: Final = "1.2.840.10008."
 STORAGE: Final = "1.2.840.10008.5.1.4.1.1."  # PS3.4 Table B.5-1, but for those of ELSEWHERE
 ELSEWHERE: Final = {"1.2.840.10008.5.1.4.34.7", "1.2.840.10008.5.1.4.34.10"}
+# Of no patient, and queries (PS3.4 GG, II, JJ), though their UIDs begin so.
+OTHERS: Final = {
+    *(f"{STORAGE}200.{number}" for number in (1, 3, 4, 5, 6, 7)),
+    *(f"{STORAGE}201.{number}" for number in range(1, 7)),
+}
 VERIFICATION: Final = "1.2.840.10008.1.1"
 COMMITMENT: Final = "1.2.840.10008.1.20.1"  # its SCP calls back, with the roles turned around
 # Referenced pixels, which do not come along, and video: taken only if nothing else is proposed.
@@ -31,7 +36,7 @@ def is_storage(uid: str) -> bool:
     """Say whether instances of this SOP class are stored; one that nobody knows is."""
     if not uid.startswith(STANDARD):
         return is_uid(uid)
-    return uid.startswith(STORAGE) or uid in ELSEWHERE
+    return (uid.startswith(STORAGE) and uid not in OTHERS) or uid in ELSEWHERE
 
 
 def accept(proposal: Proposal, services: Collection[str]) -> Accepted:

@@ -13,7 +13,8 @@ from pynetdicom import AE, build_context, sop_class
 from dicom_node import config, errors, pixels, series, spool, volume
 from dicom_node.config import Config
 from dicom_node.jobs import State
-from dicom_node.scp import MAXIMUM_PDU, Scp
+from dicom_node.scp import Scp
+from dicom_node.upper_layer import MAXIMUM_PDU
 from tests import statement
 
 ROOT = Path(__file__).parent.parent
@@ -116,11 +117,9 @@ def test_an_association_says_of_us_what_the_statement_says(scp: Scp) -> None:
     told = dict(rows("#### 4.2.1 Association policies"))
     assert us.maximum_length == MAXIMUM_PDU
     assert told["Maximum PDU offered"] == f"{us.maximum_length} bytes"
-    assert told["Implementation Class UID"].split()[0] == us.implementation_class_uid
-    assert told["Implementation Version Name"].split()[0] == us.implementation_version_name
-    assert told["Implementation Class UID in stored files"] == (
-        f"{spool.IMPLEMENTATION_UID}, {spool.IMPLEMENTATION_NAME}"
-    )
+    assert told["Implementation Class UID"].split(",")[0] == us.implementation_class_uid
+    assert told["Implementation Version Name"] == us.implementation_version_name
+    assert us.implementation_class_uid == spool.IMPLEMENTATION_UID
 
 
 def test_the_parameters_have_the_defaults_that_the_code_has() -> None:
