@@ -23,6 +23,7 @@ __all__ = ["Job", "Jobs", "State"]
 
 _table = tables.jobs
 _ANEW = {"state": "queued", "reason": "", "attempts": 0, "worker": "", "finished_at": None}
+_ANEW |= {"expired_at": None}
 
 
 class State(StrEnum):
@@ -56,8 +57,8 @@ class Jobs:
 
         The key is made of the study, the set of its SOP Instance UIDs, the protocol and the
         digest of the model: the same question about the same images is asked once. Images that
-        were replaced under their UIDs are not the same. A job that has failed is queued again; one
-        that waits for an earlier set of images is superseded.
+        were replaced under their UIDs are not the same. A job that has failed or whose results have
+        expired is queued again; one that waits for an earlier set of images is superseded.
 
         Parameters
         ----------
@@ -77,7 +78,8 @@ class Jobs:
                 _add(transaction, key, study_uid, protocol, series, values)
                 transaction.event("job.queued", study_uid=study_uid, job_id=key, protocol=protocol)
                 transaction.set_study_state(study_uid, "queued")
-            elif found.state in {State.FAILED, State.REJECTED}:
+            elif found.state in {State.FAILED, State.REJECTED} or found.expired_at:
+                transaction.forget_results(key)
                 _set(transaction, key, **_ANEW)
                 transaction.event("job.requeued", study_uid=study_uid, job_id=key)
                 transaction.set_study_state(study_uid, "queued")

@@ -9,6 +9,7 @@ was changed past the triggers.
 import fcntl
 import hashlib
 import secrets
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from typing import Any, Self
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Row,
     Select,
     and_,
@@ -99,7 +101,7 @@ class Ledger(Reading):
     @contextmanager
     def _transaction(self) -> Iterator[Transaction]:
         with _refusals(), self._engine.connect() as connection, connection.begin():
-            connection.execute(text("BEGIN IMMEDIATE"))
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield Transaction(connection)
 
     # --- written ----------------------------------------------------------------------------
@@ -242,6 +244,27 @@ class Ledger(Reading):
             self._rows(select(tables.tokens.c.digest).where(tables.tokens.c.purpose == purpose))
         )
 
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Read, with statements of one's own; what is written meanwhile may be seen or not."""
+        with _refusals(), self._engine.connect() as connection:
+            yield connection
+
+    def scrub(self) -> None:
+        """Write the file anew, so that what was deleted or changed is in none of its bytes.
+
+        Raises
+        ------
+        Unavailable
+            Others read or write for so long that it cannot be done now.
+        """
+        with self.reading() as connection:
+            connection.exec_driver_sql("VACUUM")
+            # Else the write-ahead log keeps pages as they were (sqlite.org/wal.html).
+            busy, *_ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+        if busy:
+            raise Unavailable(f"{self.path} is read all the time, and cannot be written anew")
+
     def head(self) -> tuple[int, str]:
         """Give number and digest of the last event; what `verify` can be held against later."""
         with _refusals(), self._engine.connect() as connection:
@@ -274,9 +297,10 @@ def _refusals() -> Iterator[None]:
     """Say a refusal of the database in the node's words: the peer is told to try again."""
     try:
         yield
-    except OperationalError as error:
-        kind = OutOfResources if "full" in str(error.orig) else Unavailable
-        raise kind(f"the ledger cannot be used: {error.orig}") from error
+    except (OperationalError, sqlite3.OperationalError) as error:
+        said = error.orig if isinstance(error, OperationalError) else error
+        kind = OutOfResources if "full" in str(said) else Unavailable
+        raise kind(f"the ledger cannot be used: {said}") from error
 
 
 @contextmanager
@@ -297,7 +321,8 @@ def _engine(path: Path) -> Engine:
     @sqlalchemy_event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:  # noqa: ANN401 - sqlite3's connection
         # FULL: what is committed is on the disk, also after a power cut (sqlite.org/pragma.html).
-        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+        # secure_delete: what is deleted is overwritten at once, not when its page is used again.
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

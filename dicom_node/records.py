@@ -35,6 +35,7 @@ class Study:
     complete_requested: bool
     opened_at: datetime  # when the present reception began
     arrivals: int  # instances ever recorded: tells whether more came since one looked
+    expired_at: datetime | None = None  # when images of it were last removed; None: never
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Job:
     series: tuple[dict[str, Any], ...]  # chosen and skipped series, each with its reason
     sop_uids: tuple[str, ...]
     summary: dict[str, Any]
+    expired_at: datetime | None = None  # when its results were removed; None: they are there
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def canonical(data: Mapping[str, Any]) -> str:
 def to_job(row: Row[Any]) -> Job:
     """Read a row of the jobs table."""
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
-    for name in ("lease_until", "started_at", "finished_at"):
+    for name in ("lease_until", "started_at", "finished_at", "expired_at"):
         values[name] = values[name] and datetime.fromisoformat(values[name])
     values["created_at"] = datetime.fromisoformat(values["created_at"])
     values["series"] = tuple(json.loads(values["series"]))
@@ -143,7 +145,8 @@ def select_studies() -> Select[Any]:
     table = tables.instances.c
     current = (table.study_uid == tables.studies.c.study_uid) & table.superseded.is_(False)
     # Counted for each study that is asked for, by index: not for all of them at every poll.
-    count = select(func.count()).where(current).scalar_subquery()
+    # One that came again after it had expired is one.
+    count = select(func.count(table.sop_uid.distinct())).where(current).scalar_subquery()
     modalities = select(func.group_concat(table.modality.distinct())).where(current)
     return select(
         tables.studies,
@@ -156,8 +159,8 @@ def to_study(row: Row[Any]) -> Study:
     """Read a row of `select_studies`."""
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
     del values["job_id"]
-    for name in ("opened_at", "first_at", "last_at"):
-        values[name] = datetime.fromisoformat(values[name])
+    for name in ("opened_at", "first_at", "last_at", "expired_at"):
+        values[name] = values[name] and datetime.fromisoformat(values[name])
     values["modalities"] = tuple(sorted(filter(None, (values["modalities"] or "").split(","))))
     return Study(**values)
 
@@ -176,6 +179,7 @@ def select_instances(study_uid: str) -> Select[Any]:
         )
         .join(tables.studies)
         .where(table.c.study_uid == study_uid, table.c.superseded.is_(False))
+        .where(table.c.expired_at.is_(None))
         .order_by(table.c.id)
     )
 
@@ -183,7 +187,7 @@ def select_instances(study_uid: str) -> Select[Any]:
 def to_instance(row: Row[Any]) -> Instance:
     """Read a row of `select_instances`."""
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
-    del values["id"], values["superseded"]
+    del values["id"], values["superseded"], values["expired_at"]
     values["path"] = Path(values["path"])
     values["received_at"] = datetime.fromisoformat(values["received_at"])
     return Instance(**values)
@@ -224,5 +228,6 @@ def to_review(row: Row[Any]) -> Review:
 def to_event(row: Row[Any]) -> Event:
     """Read a row of the events table."""
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
+    del values["salt"], values["commitment"]
     values["at"], values["data"] = datetime.fromisoformat(values["at"]), json.loads(values["data"])
     return Event(**values)

@@ -110,6 +110,25 @@ class Config:
     minimum_free_mb: int = _number(
         1024, 0, 1_000_000_000, "free space in MB below which instances are refused with 0xA700"
     )
+    retain_spool_days: float = _number(
+        30.0,
+        0,
+        36_500,
+        "days that received images are kept once their results are there; 0 for ever",
+    )
+    retain_results_days: float = _number(
+        365.0, 0, 36_500, "days that results are kept once they are delivered; 0 for ever"
+    )
+    retain_spool_gb: float = _number(
+        0.0, 0, 1_000_000, "GB of received images above which the oldest go early; 0 is no limit"
+    )
+    retain_results_gb: float = _number(
+        0.0, 0, 1_000_000, "GB of results above which the oldest go early; 0 is no limit"
+    )
+    retain_unproven: bool = _setting(
+        default=True,
+        text="whether to keep what a peer has stored but not proven to have; false lets it expire",
+    )
     lease_s: float = _number(
         60.0, SHORTEST_S, WEEK_S, "seconds after which a silent worker loses its job"
     )

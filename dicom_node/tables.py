@@ -40,6 +40,7 @@ studies = Table(
     Column("job_id", String),  # the job that speaks for the study; None: there was none yet
     Column("first_at", String, nullable=False),
     Column("last_at", String, nullable=False),
+    Column("expired_at", String),  # when images of it were last removed; None: never
     Index("studies_by_state", "state", "last_at"),
     Index("studies_by_time", "last_at"),
 )
@@ -59,6 +60,7 @@ instances = Table(
     Column("size", Integer, nullable=False),
     Column("received_at", String, nullable=False),
     Column("superseded", Boolean, nullable=False, default=False),
+    Column("expired_at", String),  # when its file was removed; None: it is there
     Index("instances_by_uid", "study_uid", "sop_uid"),
 )
 
@@ -79,6 +81,7 @@ jobs = Table(
     Column("series", String, nullable=False),  # JSON: chosen and skipped series with reasons
     Column("sop_uids", String, nullable=False),  # JSON
     Column("summary", String, nullable=False, default="{}"),  # JSON
+    Column("expired_at", String),  # when its results were removed; None: they are there
     Index("jobs_by_state", "state", "created_at"),
     Index("jobs_by_study", "study_uid"),
 )
@@ -139,6 +142,34 @@ events = Table(
     Column("data", String, nullable=False),  # canonical JSON
     Column("previous", String, nullable=False),
     Column("digest", String, nullable=False),
+    Column("salt", String),  # opens the commitment; empty: what was said is erased
+    Column("commitment", String),  # of study and data; None: an event of an earlier version
+)
+
+holds = Table(
+    "holds",
+    METADATA,
+    Column("study_uid", String, primary_key=True),  # never expires, and cannot be erased
+    Column("reason", String, nullable=False),
+    Column("by", String, nullable=False),
+    Column("at", String, nullable=False),
+)
+
+removals = Table(
+    "removals",  # begun and not ended: whoever starts next goes on with them
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("what", String, nullable=False),  # images | results | erasure
+    Column("study_uid", String, nullable=False),
+    Column("job_id", String, nullable=False, server_default=""),  # of results
+    Column("detail", String, nullable=False, server_default="{}"),  # JSON
+)
+
+cursors = Table(
+    "cursors",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("seq", Integer, nullable=False),  # the last event that this reader is done with
 )
 
 tokens = Table(

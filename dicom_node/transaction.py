@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, literal_column, select, update
 
 from . import chain, tables
 from .errors import BadInput, Mismatch
 from .instance import PICTURES, Instance
+from .prepared import Prepared
 from .records import Job, Result, canonical, to_result, to_text
 
 # From which states a study may come to which: anything else is a bug, and is refused.
@@ -25,6 +26,32 @@ TRANSITIONS: Mapping[str, frozenset[str]] = {
     "rejected": frozenset({"receiving", "queued"}),
     "failed": frozenset({"receiving", "queued", "delivering"}),
 }
+
+# What is written for each image that comes in.
+INSTANCE = tuple(
+    each.name for each in tables.instances.c if each.name not in {"id", "superseded", "expired_at"}
+)
+STORED = Prepared(
+    tables.instances.insert().returning(tables.instances.c.id), *INSTANCE, "superseded"
+)
+SUPERSEDED = Prepared(
+    update(tables.instances)
+    .where(
+        tables.instances.c.study_uid == bindparam("study_uid"),
+        tables.instances.c.sop_uid == bindparam("sop_uid"),
+        tables.instances.c.expired_at.is_(None),
+    )
+    .values(superseded=literal_column("1"))
+)
+ARRIVED = Prepared(
+    update(tables.studies)
+    .where(tables.studies.c.study_uid == bindparam("uid"))
+    .values(
+        last_at=func.max(tables.studies.c.last_at, bindparam("received_at")),
+        arrivals=tables.studies.c.arrivals + bindparam("images"),
+    )
+    .returning(tables.studies.c.state)
+)
 
 
 class Transaction:
@@ -130,17 +157,12 @@ class Transaction:
         received_at = to_text(instance.received_at)
         # What answers a draft, or is one that comes home, is nothing more to read.
         is_image = not instance.may_answer and not self._is_ours(instance)
-        table = tables.studies
-        same = table.c.study_uid == instance.study_uid
-        known = self.connection.execute(
-            update(table)
-            .where(same)
-            .values(
-                last_at=func.max(table.c.last_at, received_at),
-                arrivals=table.c.arrivals + (1 if is_image else 0),
-            )
-            .returning(table.c.state)
-        ).scalar_one_or_none()
+        arrived = {
+            "uid": instance.study_uid,
+            "received_at": received_at,
+            "images": int(is_image),
+        }
+        (known,) = ARRIVED.run(self.connection, arrived).fetchone() or (None,)
         if known is None:
             self._open(instance, received_at)
         elif is_image and known != "receiving":
@@ -187,29 +209,14 @@ class Transaction:
 
         What may answer a draft waits to be looked at; a draft of ours that comes home does not.
         """
-        table = tables.instances
-        same = (table.c.study_uid == instance.study_uid) & (table.c.sop_uid == instance.sop_uid)
-        earlier = self.connection.execute(update(table).where(same).values(superseded=True))
-        key = self.connection.scalar(
-            table.insert()
-            .values(
-                study_uid=instance.study_uid,
-                series_uid=instance.series_uid,
-                sop_uid=instance.sop_uid,
-                sop_class_uid=instance.sop_class_uid,
-                transfer_syntax_uid=instance.transfer_syntax_uid,
-                modality=instance.modality,
-                path=str(instance.path),
-                sha256=instance.sha256,
-                size=instance.size,
-                received_at=to_text(instance.received_at),
-            )
-            .returning(table.c.id)
-        )
+        row = {name: getattr(instance, name) for name in INSTANCE}
+        row |= {"path": str(instance.path), "received_at": to_text(instance.received_at)}
+        earlier = SUPERSEDED.run(self.connection, row).rowcount
+        (key,) = STORED.run(self.connection, row | {"superseded": 0}).fetchone()
         if instance.may_answer and not self._is_ours(instance):
             about = {"instance_id": key, "study_uid": instance.study_uid}
             self.connection.execute(tables.reviews.insert().values(**about, state="waiting"))
-        return earlier.rowcount > 0
+        return earlier > 0
 
     def record_results(
         self,
@@ -246,6 +253,11 @@ class Transaction:
         self.advance_for(
             job.id, ("processing",), "delivering" if plan else "done", self._held_of(job.id)
         )
+
+    def forget_results(self, job_id: str) -> None:
+        """Make room for what a job makes anew; what it made and where that went, events tell."""
+        for table in (tables.results, tables.deliveries):
+            self.connection.execute(delete(table).where(table.c.job_id == job_id))
 
     def release(self, sop_uid: str, by: str) -> Result:
         """Let a held result go; see `Ledger.release`. Those who were to get it are sent it anew."""

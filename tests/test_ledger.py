@@ -10,9 +10,9 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from sqlite3 import IntegrityError
 
 import pytest
-from sqlalchemy.exc import IntegrityError
 
 from dicom_node import ledger as ledger_module
 from dicom_node.errors import LedgerBroken, Mismatch, OutOfResources, Unavailable
@@ -178,7 +178,9 @@ def test_search_takes_wildcards_for_what_they_are(ledger: Ledger) -> None:
 def test_the_database_refuses_to_change_or_remove_an_event(ledger: Ledger) -> None:
     ledger.event("a")
     with sqlite3.connect(ledger.path) as raw:
-        again = "REPLACE INTO events SELECT seq, at, 'b', null, null, data, previous, digest"
+        again = (
+            "REPLACE INTO events SELECT seq, at, 'b', null, null, data, previous, digest, '', ''"
+        )
         for verb in (
             "UPDATE events SET kind = 'b'",
             "DELETE FROM events",
