@@ -227,7 +227,8 @@ def _device(config: Config) -> Iterator[str]:
 
 
 def _peer(config: Config, peer: Destination) -> Iterator[str]:
-    from . import scu
+    from . import scu, tls
 
-    scu.echo(peer, calling_ae=config.ae_title, timeout_s=config.network_timeout_s)
+    secured = tls.client_context(config) if peer.tls else None
+    scu.echo(peer, calling_ae=config.ae_title, timeout_s=config.network_timeout_s, secured=secured)
     yield "answers C-ECHO"

@@ -10,7 +10,9 @@
     ├── Unavailable           0xA700  503  exit 4   a peer or a resource is not there now
     │   ├── OutOfResources    0xA700  507  exit 4   no room to store the instance
     │   └── PeerError                 502  exit 4   the peer refused, was silent or hung up
-    │       └── SilentPeer            502  exit 4   the peer connected and hung up without a byte
+    │       ├── SilentPeer            502  exit 4   the peer connected and hung up without a byte
+    │       ├── Busy                  502  exit 4   the peer says to come back later
+    │       └── NotTaken              502  exit 4   the peer never takes it as it is
     └── LedgerBroken                  500  exit 5   the hash chain does not verify
 
 The numbers stand in the classes and nowhere else: DIMSE status (PS3.7 Annex C, PS3.4 GG.4.2),
@@ -100,6 +102,18 @@ class PeerError(Unavailable):
 
 class SilentPeer(PeerError):
     """The peer connected and hung up without a byte, as the probes of load balancers do."""
+
+
+class Busy(PeerError):
+    """The peer says to come back later; ``retry_after_s`` is when, or None if it did not say."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotTaken(PeerError):
+    """The peer never takes it as it is: sending it again is of no use until somebody acts."""
 
 
 class LedgerBroken(NodeError):

@@ -26,8 +26,13 @@ NUMBERS = {
     "network_timeout_s": (0.05, 3600),
     "tls_handshake_s": (0.05, 3600),
     "tls_expiry_days": (0, 365),
+    "maximum_instance_mb": (1, 4095),
+    "retain_spool_days": (0, 36_500),
+    "retain_results_days": (0, 36_500),
+    "retain_spool_gb": (0, 1_000_000),
+    "retain_results_gb": (0, 1_000_000),
 }
-SECONDS = sorted(each for each in NUMBERS if each.endswith("_s"))
+SECONDS = sorted(each for each in NUMBERS if isinstance(getattr(Config(), each), float))
 COUNTS = sorted(set(NUMBERS) - set(SECONDS))
 TEXTS = ("ae_title", "dicom_host", "http_host", "checkpoint", "device", "dtype", "protocols")
 TEXTS += ("fallback_protocol", "manufacturer", "validate", "report_text_dir")
@@ -56,7 +61,7 @@ def test_every_setting_has_a_default_and_a_help_that_names_its_range() -> None:
         "calling_ae_titles",
         "run_record",
         *TABLED,
-    } | {"tls_check_hostname"}
+    } | {"tls_check_hostname", "retain_unproven"}
     for row in rows.values():
         assert (row.value, row.origin) == (row.default, "default")
         assert len(row.help.split()) > 3
@@ -281,6 +286,7 @@ def test_every_setting_can_come_from_the_environment(name: str) -> None:
         "tls_profile": ("modified", "modified"),
         "tls_client_certificate": ("optional", "optional"),
         "tls_check_hostname": ("false", False),
+        "retain_unproven": ("false", False),
         "dtype": ("float32", "float32"),
         "calling_ae_titles": ("A,B", ("A", "B")),
         "destinations": (str(PACS), (PACS,)),
