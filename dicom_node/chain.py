@@ -28,6 +28,7 @@ from .records import canonical, to_text
 GENESIS = "0" * 64
 ERASED: Final = "study.erased"
 EMPTY: Final = canonical({"erased": True})
+AT_ONCE: Final = 500
 COVERED: Final = ("seq", "at", "kind", "job_id", "commitment")  # by the digest
 EARLIER: Final = ("seq", "at", "kind", "study_uid", "job_id", "data")  # in earlier versions
 LAST = Prepared(
@@ -74,10 +75,13 @@ def erase(connection: Connection, pseudonyms: Mapping[int, str | None]) -> dict[
         connection.execute(emptied, rows)
     for trigger in tables.TRIGGERS:
         connection.execute(text(trigger))
-    wanted = select(tables.events).order_by(tables.events.c.seq)
-    found = connection.execution_options(yield_per=1000).execute(wanted)
-    rests = [_rest(row) for row in found if row.seq in pseudonyms]
-    return {"emptied": _ranges(sorted(pseudonyms)), "remains": _sealed(rests)}
+    numbers = sorted(pseudonyms)
+    rests: list[str] = []
+    for first in range(0, len(numbers), AT_ONCE):
+        these = tables.events.c.seq.in_(numbers[first : first + AT_ONCE])
+        wanted = select(tables.events).where(these).order_by(tables.events.c.seq)
+        rests += map(_rest, connection.execute(wanted))
+    return {"emptied": _ranges(numbers), "remains": _sealed(rests)}
 
 
 def verify(rows: Iterable[Row[Any]], noted: tuple[int, str] | None) -> int:

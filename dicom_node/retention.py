@@ -99,9 +99,9 @@ def resume(ledger: Ledger, config: Config) -> int:
         begun = removals.pending(connection)
     for each in begun:
         if each.what == removals.ERASURE:
-            from . import erasure  # knows this module
+            from .erasure import finish as finish_erasure  # which knows this module
 
-            erasure.finish(ledger, config, each)
+            finish_erasure(ledger, config, each)
         else:
             finish(ledger, config, each)
     return len(begun)

@@ -129,6 +129,21 @@ class Config:
         default=True,
         text="whether to keep what a peer has stored but not proven to have; false lets it expire",
     )
+    audit_store: bool = _setting(
+        default=False,
+        text="whether audit messages (PS3.15 A.5) are kept as files by day, in audit/ of data_dir",
+    )
+    audit_retain_days: float = _number(
+        365.0, 0, 36_500, "days that the files of audit_store are kept; 0 for ever"
+    )
+    audit_syslog: str = _setting(
+        "",
+        "who gets audit messages: tls://HOST:PORT (RFC 5425), tcp:// or udp://; empty sends none",
+    )
+    audit_source: str = _setting(
+        "", "AuditSourceID in audit messages; empty takes our AE title @ name of the machine"
+    )
+    audit_site: str = _setting("", "AuditEnterpriseSiteID in audit messages; empty names none")
     lease_s: float = _number(
         60.0, SHORTEST_S, WEEK_S, "seconds after which a silent worker loses its job"
     )
@@ -204,6 +219,11 @@ class Config:
     def results_dir(self) -> Path:
         """Where the results of each job lie, one folder for each job."""
         return self.data_dir / "results"
+
+    @property
+    def audit_dir(self) -> Path:
+        """Where audit messages lie, one file for each day."""
+        return self.data_dir / "audit"
 
     @property
     def ledger_path(self) -> Path:
