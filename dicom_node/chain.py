@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, select, text, update
+from sqlalchemy import Connection, Row, bindparam, func, select, text, update
 
 from . import tables
 from .errors import LedgerBroken
@@ -116,6 +116,13 @@ def _check(row: Row[Any], seq: int, previous: str) -> None:
 def is_empty(row: Row[Any]) -> bool:
     """Tell whether what an event said is erased."""
     return bool(row.salt == "" and row.data == EMPTY)
+
+
+def count_empty(connection: Connection) -> int:
+    """Count the events of which what they said is erased."""
+    table = tables.events.c
+    empty = select(func.count()).where(table.salt == "", table.data == EMPTY)
+    return connection.scalar(empty) or 0
 
 
 def _holds(row: Row[Any]) -> bool:

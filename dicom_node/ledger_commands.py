@@ -1,12 +1,16 @@
 """The commands about what the ledger remembers."""
 
 import argparse
+import contextlib
 import getpass
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .command import Outcome, settings_of, verb
-from .errors import ConfigError
+from .errors import ConfigError, NodeError
+
+if TYPE_CHECKING:
+    from .ledger import Ledger
 
 
 def add(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
@@ -26,7 +30,7 @@ def add(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for i
 
 def _release(arguments: argparse.Namespace) -> Outcome:
     by = f"{getpass.getuser()} at the command line"
-    with _open_ledger(arguments) as ledger:
+    with open_ledger(arguments) as ledger:
         released = [ledger.release(uid, by=by) for uid in arguments.uids]
         still = [each.sop_uid for each in ledger.held() if each.job_id == released[-1].job_id]
     told = [f"{each.label} {each.sop_uid} is sent as it is" for each in released]
@@ -36,12 +40,17 @@ def _release(arguments: argparse.Namespace) -> Outcome:
 
 
 def _ledger_verify(arguments: argparse.Namespace) -> Outcome:
-    with _open_ledger(arguments) as ledger:
+    from . import chain
+
+    with open_ledger(arguments) as ledger:
         count = ledger.verify(head=arguments.head)
         seq, digest = ledger.head()
+        with ledger.reading() as connection:
+            erased = chain.count_empty(connection)
+    told = f"\n{erased} of them are emptied, as a later event of an erasure tells" if erased else ""
     return Outcome(
-        {"events": count, "head": f"{seq}:{digest}"},
-        f"{count} events, the chain is whole\nhead {seq}:{digest}"
+        {"events": count, "erased": erased, "head": f"{seq}:{digest}"},
+        f"{count} events, the chain is whole{told}\nhead {seq}:{digest}"
         "\nnote the head elsewhere: with --head a cut-off end is found too",
     )
 
@@ -49,8 +58,9 @@ def _ledger_verify(arguments: argparse.Namespace) -> Outcome:
 def _ledger_export(arguments: argparse.Namespace) -> None:
     from . import ledger_export
 
-    with _open_ledger(arguments) as ledger:
+    with open_ledger(arguments) as ledger:
         events = ledger.events(study_uid=arguments.study)
+        _remember_reading(ledger, "export")
         arguments.told = True
         ledger_export.export(events, sys.stdout, as_json=arguments.as_json)
         sys.stdout.flush()
@@ -59,24 +69,39 @@ def _ledger_export(arguments: argparse.Namespace) -> None:
 def _ledger_tail(arguments: argparse.Namespace) -> None:
     from . import ledger_export
 
-    with _open_ledger(arguments) as ledger:
+    with open_ledger(arguments) as ledger:
         arguments.told = True
         if arguments.once:
             ledger_export.last(ledger, sys.stdout, as_json=arguments.as_json)
+            _remember_reading(ledger, "tail")
             return
+        _remember_reading(ledger, "tail")
         try:
             ledger_export.follow(ledger, sys.stdout, as_json=arguments.as_json)
         except KeyboardInterrupt:  # the only way to end it
             return
 
 
-def _open_ledger(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - Ledger, imported late
+def open_ledger(arguments: argparse.Namespace) -> "Ledger":
+    """Open the ledger of the settings; one that is not there is not made.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
     from .ledger import Ledger
 
     config = settings_of(arguments)
     if not config.ledger_path.exists():
         raise ConfigError(f"no ledger at {config.ledger_path}; is data_dir right?")
     return Ledger(config.ledger_path)
+
+
+def _remember_reading(ledger: "Ledger", how: str) -> None:
+    """Who reads the audit log is audited (PS3.15 A.5.3.2); but read it can be in any case."""
+    with contextlib.suppress(NodeError):
+        ledger.event("ledger.read", by=f"{getpass.getuser()} at the command line", how=how)
 
 
 def _head(text: str) -> tuple[int, str]:

@@ -76,6 +76,15 @@ def run(ledger: Ledger, config: Config, stop: threading.Event) -> None:
         stop.wait(pause_s)
 
 
+def recover(ledger: Ledger, config: Config) -> None:
+    """Do at the start what a crash has left, unless another process of the node is at it."""
+    try:
+        with alone(config):
+            resume(ledger, config)
+    except Unavailable as error:
+        log.info("retention.put_off", extra={"reason": str(error)})
+
+
 def sweep(ledger: Ledger, config: Config, now: datetime | None = None) -> list[Going]:
     """Remove whatever may leave now, and tell it. To be called by whoever is `alone`."""
     gone = []

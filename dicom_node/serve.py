@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sr_templates import Protocol
 
     from .routing import Rule
+    from .services import Handler
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +125,7 @@ def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) ->
     from .spool import Spool
 
     profiles.known(config)
+    keepers = _keepers(config, ledger, stop)
     spool = Spool(config.spool_dir, ledger, minimum_free_mb=config.minimum_free_mb)
     spool.recover()
     intake = Intake(
@@ -136,14 +139,38 @@ def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) ->
     )
     # Here and not in the worker: a model that cannot be loaded holds no result back.
     courier = threading.Thread(target=_deliver, args=(config, ledger, stop), name="delivery")
-    with Scp(config, spool, ledger) as scp:
-        courier.start()
+    with Scp(config, spool, ledger, _services(config, ledger)) as scp:
+        threads = [courier, *keepers]
+        for each in threads:
+            each.start()
         try:
             ready(scp.port)
             intake.run(stop)
         finally:
             stop.set()
-            courier.join()
+            for each in threads:
+                each.join()
+
+
+def _keepers(config: Config, ledger: Ledger, stop: threading.Event) -> list[threading.Thread]:
+    """Give the threads that let go of what is old, and that tell the audit."""
+    from . import audit, retention
+
+    places = audit.places(config)
+    # Before the spool looks for files that the ledger does not know.
+    retention.recover(ledger, config)
+    expiring = threading.Thread(target=retention.run, args=(ledger, config, stop), name="retention")
+    telling = threading.Thread(target=audit.run, args=(ledger, config, places, stop), name="audit")
+    return [expiring, telling]
+
+
+def _services(config: Config, ledger: Ledger) -> "dict[tuple[int, str], Handler]":
+    """Put together what is answered besides C-STORE and C-ECHO."""
+    from . import dimse, negotiation, proof
+
+    return {
+        (dimse.N_EVENT_REPORT_RQ, negotiation.COMMITMENT): partial(proof.reported, ledger, config)
+    }
 
 
 def _deliver(config: Config, ledger: Ledger, stop: threading.Event) -> None:

@@ -144,6 +144,9 @@ def stop(transaction: Transaction, study_uid: str) -> None:
     transaction.connection.execute(update(job).where(waits).values(ended))
     due = (sent.c.study_uid == study_uid) & (sent.c.state == "pending")
     transaction.connection.execute(update(sent).where(due).values(state="erased"))
+    # Nothing is left to compare with what the peer has.
+    asked = (sent.c.study_uid == study_uid) & (sent.c.state == "sent")
+    transaction.connection.execute(update(sent).where(asked).values(state="sent-unproven"))
 
 
 def remove(

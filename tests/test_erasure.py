@@ -245,7 +245,7 @@ def test_audit_messages_that_are_kept_as_files_lose_whose_they_are(node: Node) -
     node.delivered(STUDY)
     node.delivered("1.2.88.1", **OTHER)
     node.ledger.event("study.complete", study_uid=STUDY)
-    (place,) = relay._places(kept)
+    (place,) = relay.places(kept)
     while relay.step(node.ledger, kept, place):
         pass
     assert remains(kept.audit_dir)

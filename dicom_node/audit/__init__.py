@@ -12,6 +12,6 @@ of all its systems. Knows the ledger; must not know associations, spool or model
 """
 
 from . import relay, store
-from .relay import run
+from .relay import places, run
 
-__all__ = ["relay", "run", "store"]
+__all__ = ["places", "relay", "run", "store"]

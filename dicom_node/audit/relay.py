@@ -45,14 +45,13 @@ class Place:
     put: Put
 
 
-def run(ledger: Ledger, config: Config, stop: threading.Event) -> None:
-    """Tell until told to stop."""
-    places = _places(config)
+def run(ledger: Ledger, config: Config, told: Sequence[Place], stop: threading.Event) -> None:
+    """Tell these places until told to stop."""
     threads = [
         threading.Thread(
             target=_relay, args=(ledger, config, each, stop), name=f"audit {each.name}"
         )
-        for each in places
+        for each in told
     ]
     for each in threads:
         each.start()
@@ -124,13 +123,20 @@ def _advance(ledger: Ledger, name: str, seq: int) -> None:
         )
 
 
-def _places(config: Config) -> list[Place]:
-    places = []
+def places(config: Config) -> list[Place]:
+    """Tell where audit messages are to go, by the settings; nowhere is an answer too.
+
+    Raises
+    ------
+    ConfigError
+        ``audit_syslog`` is none of the forms that it may have.
+    """
+    found = []
     if config.audit_store:
-        places.append(Place("audit.store", _keeper(config)))
+        found.append(Place("audit.store", _keeper(config)))
     if config.audit_syslog:
-        places.append(Place("audit.syslog", _sender(config)))
-    return places
+        found.append(Place("audit.syslog", _sender(config)))
+    return found
 
 
 def _keeper(config: Config) -> Put:

@@ -137,7 +137,7 @@ def _going(teller: Teller, event: Event) -> list[Message]:
 
 def _went(teller: Teller, event: Event) -> list[Message]:
     destination = str(event.data.get("destination", ""))
-    failed = event.kind in {"delivery.failed", "delivery.dead"}
+    failed = event.kind != "delivery.sent"
     if destination.startswith(TEXT):
         made = _exported(teller, event, f"file://{destination.removeprefix(TEXT)}")
         made = replace(
@@ -301,10 +301,8 @@ KINDS: Final[Mapping[str, Callable[[Teller, Event], list[Message]]]] = {
     "study.complete": _came,
     "job.results": _going,
     "delivery.sent": _went,
-    "delivery.sent-unproven": _went,
-    "delivery.delivered": _went,
     "delivery.failed": _went,
-    "delivery.dead": _went,
+    "delivery.lost": _went,
     "qa.viewed": _viewed,
     "qa.downloaded": _downloaded,
     "qa.login": _logged_in,
