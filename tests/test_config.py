@@ -24,10 +24,12 @@ NUMBERS = {
     "delivery_attempts": (1, 1000),
     "delivery_backoff_s": (0.05, 3600),
     "network_timeout_s": (0.05, 3600),
+    "proof_s": (0.05, 604_800),
     "tls_handshake_s": (0.05, 3600),
     "tls_expiry_days": (0, 365),
     "maximum_instance_mb": (1, 4095),
     "retain_spool_days": (0, 36_500),
+    "audit_retain_days": (0, 36_500),
     "retain_results_days": (0, 36_500),
     "retain_spool_gb": (0, 1_000_000),
     "retain_results_gb": (0, 1_000_000),
@@ -37,6 +39,7 @@ COUNTS = sorted(set(NUMBERS) - set(SECONDS))
 TEXTS = ("ae_title", "dicom_host", "http_host", "checkpoint", "device", "dtype", "protocols")
 TEXTS += ("fallback_protocol", "manufacturer", "validate", "report_text_dir")
 TEXTS += ("tls_certificate", "tls_key", "tls_ca", "tls_profile", "tls_client_certificate")
+TEXTS += ("audit_syslog", "audit_source", "audit_site")
 TABLED = ("destinations", "profiles", "peers")
 PACS, VIEWER = Destination("PACS", "10.0.0.5", 104), Destination("VIEWER", "localhost", 4242)
 
@@ -61,7 +64,7 @@ def test_every_setting_has_a_default_and_a_help_that_names_its_range() -> None:
         "calling_ae_titles",
         "run_record",
         *TABLED,
-    } | {"tls_check_hostname", "retain_unproven"}
+    } | {"tls_check_hostname", "retain_unproven", "audit_store"}
     for row in rows.values():
         assert (row.value, row.origin) == (row.default, "default")
         assert len(row.help.split()) > 3
@@ -287,6 +290,7 @@ def test_every_setting_can_come_from_the_environment(name: str) -> None:
         "tls_client_certificate": ("optional", "optional"),
         "tls_check_hostname": ("false", False),
         "retain_unproven": ("false", False),
+        "audit_store": ("true", True),
         "dtype": ("float32", "float32"),
         "calling_ae_titles": ("A,B", ("A", "B")),
         "destinations": (str(PACS), (PACS,)),
