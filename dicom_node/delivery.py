@@ -1,42 +1,47 @@
 """Results go to every destination, each at its own pace, until they are there or given up.
 
-Knows the ledger's deliveries, the back-off and the destinations: peers, and a folder that a RIS
-reads. What is held is not sent. One slow or dead peer delays no
-other: each destination has its own thread while it has something to get.
+Knows the ledger's deliveries, the back-off and the destinations: peers by DIMSE or STOW-RS, and a
+folder that a RIS reads. What is held is not sent. One slow or dead peer delays no other: each
+destination has its own thread while it has something to get. What a peer has stored is ``sent``;
+it is ``delivered`` only on proof.
 """
 
 import logging
-import random
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from . import scu, text_drop
-from .config import Config, Destination
-from .destinations import TEXT
-from .errors import NodeError
+from . import deliveries, proof, scu, stow, text_drop
+from .backoff import Breaker, again_at
+from .config import Config
+from .destinations import TEXT, Destination, named
+from .errors import Busy, ConfigError, NodeError, NotTaken
 from .ledger import Delivery, Ledger, Result
+from .part10 import Part10
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_S = 3600.0
 POLL_S = 0.5
 MOST_DESTINATIONS = 1000  # threads are made as they are needed, and never shared by two peers
+DUE = ("pending", "sent")
 
 
 def run(ledger: Ledger, config: Config, stop: threading.Event) -> None:
     """Deliver whatever is due until told to stop; a delivery that is under way is finished."""
     under_way: dict[str, Future[None]] = {}
+    breakers: defaultdict[str, Breaker] = defaultdict(Breaker)
     with ThreadPoolExecutor(MOST_DESTINATIONS, thread_name_prefix="delivery") as pool:
         while not stop.is_set():
             # Before the ledger is read: what ends in between would be in the list as still due.
             busy = {each for each, future in under_way.items() if not future.done()}
             for destination, due in _due(ledger):
-                if destination not in busy:
-                    under_way[destination] = pool.submit(_deliver_all, ledger, config, due, stop)
+                if destination not in busy and not breakers[destination].is_open:
+                    courier = _Courier(ledger, config, breakers[destination], stop)
+                    under_way[destination] = pool.submit(courier.take, due)
             stop.wait(POLL_S)
 
 
@@ -45,43 +50,133 @@ def deliver(ledger: Ledger, config: Config, delivery: Delivery) -> bool:
 
     Returns
     -------
-    Whether the peer has stored all of them. If not, the next attempt is planned or, after
-    ``delivery_attempts``, the delivery has failed; either stands in the ledger with the reason.
+    Whether the peer has stored all of them. If not, the next attempt is planned, or the delivery
+    has failed: after ``delivery_attempts``, or when another attempt could change nothing. Either
+    stands in the ledger with the reason.
     """
-    made = [
-        each
-        for each in ledger.results(delivery.job_id)
-        if each.label in (delivery.labels or (each.label,))
-    ]
-    sent = [each for each in made if not each.held]
-    if not sent:
-        ledger.record_delivery(delivery.id, "held", detail=_told(made, sent))
+    made = _made(ledger, delivery)
+    there = [each for each in made if not each.held]
+    if not there:
+        ledger.record_delivery(delivery.id, "held", detail=_told(made, there))
         return False
     try:
-        _hand_over(ledger, config, delivery, sent)
+        _hand_over(ledger, config, delivery, there, _told(made, there))
+    except (NotTaken, ConfigError) as error:
+        ledger.record_delivery(delivery.id, "failed", detail=str(error))
+        return False
     except NodeError as error:
-        _put_off(ledger, config, delivery, str(error))
+        retry_after_s = error.retry_after_s if isinstance(error, Busy) else None
+        _put_off(ledger, config, delivery, str(error), retry_after_s)
         return False
     except OSError as error:  # a result file that is gone or cannot be read, a folder without room
         _put_off(ledger, config, delivery, f"cannot read the result: {error}")
         return False
-    ledger.record_delivery(delivery.id, "sent", detail=_told(made, sent))
     return True
 
 
-def _hand_over(ledger: Ledger, config: Config, delivery: Delivery, sent: Sequence[Result]) -> None:
+@dataclass(frozen=True)
+class _Courier:
+    """Takes what is due to one destination, one after the other."""
+
+    ledger: Ledger
+    config: Config
+    breaker: Breaker
+    stop: threading.Event
+
+    def take(self, due: Sequence[Delivery]) -> None:
+        for delivery in due:
+            # After a failure in a row too many only one is let through.
+            if self.stop.is_set() or self.breaker.is_open:
+                return
+            try:
+                self._take(delivery)
+            except Exception as error:  # the edge of this destination's loop: put off, never lost
+                log.exception("delivery.error", extra={"job": delivery.job_id})
+                _put_off(self.ledger, self.config, delivery, f"{type(error).__name__}: {error}")
+
+    def _take(self, delivery: Delivery) -> None:
+        if delivery.state == "sent":
+            _prove(self.ledger, self.config, delivery)
+            return
+        if deliver(self.ledger, self.config, delivery):
+            if self.breaker.worked():
+                self._tell("destination.up", delivery)
+        elif deliveries.find(self.ledger, delivery.id).state == "pending" and self.breaker.failed():
+            self._tell("destination.down", delivery)
+
+    def _tell(self, kind: str, delivery: Delivery) -> None:
+        self.ledger.event(kind, destination=delivery.destination)
+
+
+def _made(ledger: Ledger, delivery: Delivery) -> list[Result]:
+    return [
+        each
+        for each in ledger.results(delivery.job_id)
+        if each.label in (delivery.labels or (each.label,))
+    ]
+
+
+def _hand_over(
+    ledger: Ledger, config: Config, delivery: Delivery, there: Sequence[Result], told: str
+) -> None:
     if delivery.destination.startswith(TEXT):
-        folder = Path(delivery.destination.removeprefix(TEXT))
-        study = ledger.study(delivery.study_uid)
-        accession = study.accession_number if study else ""
-        name = text_drop.name(accession or delivery.study_uid, delivery.job_id)
-        text_drop.put(sent[0].path.with_name(text_drop.SOURCE), folder / name)
+        _drop(ledger, delivery, there, told)
         return
-    scu.send(
-        [each.path for each in sent],
-        Destination.parse(delivery.destination),
-        calling_ae=config.ae_title,
-        timeout_s=config.network_timeout_s,
+    destination = named(config.destinations, delivery.destination)
+    files = [Part10.read(each.path) for each in there]
+    if destination.url:
+        stow.send(files, destination, config)
+        proof.sent(ledger, delivery, detail=told, commits=False)
+        _prove_by_query(ledger, config, deliveries.find(ledger, delivery.id), destination, files)
+        return
+    caller = scu.Caller.of(config, destination, lambda asked: proof.reported(ledger, config, asked))
+    asked = proof.offers(destination)
+    *rest, last = scu.batches(files, scu.MAXIMUM_CONTEXTS - len(asked))
+    for batch in rest:
+        with scu.session(destination, scu.offers_of(batch), caller) as opened:
+            opened.store(batch)
+    with scu.session(destination, [*scu.offers_of(last), *asked], caller) as opened:
+        opened.store(last)
+        stored = proof.sent(ledger, delivery, detail=told, commits=opened.takes(scu.COMMITMENT))
+        proof.seek(ledger, config, stored, files, opened)
+
+
+def _drop(ledger: Ledger, delivery: Delivery, there: Sequence[Result], told: str) -> None:
+    folder = Path(delivery.destination.removeprefix(TEXT))
+    study = ledger.study(delivery.study_uid)
+    accession = study.accession_number if study else ""
+    name = text_drop.name(accession or delivery.study_uid, delivery.job_id)
+    text_drop.put(there[0].path.with_name(text_drop.SOURCE), folder / name)
+    proof.sent(ledger, delivery, detail=told, commits=False)
+    # It was written through: the file is its own proof.
+    deliveries.settle(ledger, delivery.id, "delivered", detail="the text is in the folder")
+
+
+def _prove(ledger: Ledger, config: Config, delivery: Delivery) -> None:
+    """Look again at what a peer has stored."""
+    there = [each for each in _made(ledger, delivery) if not each.held]
+    try:
+        destination = named(config.destinations, delivery.destination)
+        files = [Part10.read(each.path) for each in there]
+    except (NodeError, OSError) as error:
+        told = f"{delivery.detail}; cannot be proven: {error}"
+        deliveries.settle(ledger, delivery.id, "sent-unproven", detail=told)
+        return
+    if destination.url:
+        _prove_by_query(ledger, config, delivery, destination, files)
+    else:
+        proof.look_again(ledger, config, delivery, destination, files)
+
+
+def _prove_by_query(
+    ledger: Ledger,
+    config: Config,
+    delivery: Delivery,
+    destination: Destination,
+    files: Sequence[Part10],
+) -> None:
+    proof.by_query(
+        ledger, config, delivery, destination, lambda: stow.missing(files, destination, config)
     )
 
 
@@ -91,34 +186,25 @@ def _told(made: Sequence[Result], sent: Sequence[Result]) -> str:
 
 
 def _due(ledger: Ledger) -> list[tuple[str, list[Delivery]]]:
-    due = sorted(ledger.due_deliveries(), key=lambda each: (each.destination, each.id))
+    due = sorted(ledger.due_deliveries(states=DUE), key=lambda each: (each.destination, each.id))
     return [(key, list(each)) for key, each in groupby(due, key=lambda each: each.destination)]
 
 
-def _deliver_all(
-    ledger: Ledger, config: Config, deliveries: Sequence[Delivery], stop: threading.Event
+def _put_off(
+    ledger: Ledger,
+    config: Config,
+    delivery: Delivery,
+    reason: str,
+    retry_after_s: float | None = None,
 ) -> None:
-    for delivery in deliveries:
-        if stop.is_set():
-            return
-        try:
-            deliver(ledger, config, delivery)
-        except Exception as error:  # the edge of this destination's loop: put off, never lost
-            log.exception("delivery.error", extra={"job": delivery.job_id})
-            _put_off(ledger, config, delivery, f"{type(error).__name__}: {error}")
-
-
-def _put_off(ledger: Ledger, config: Config, delivery: Delivery, reason: str) -> None:
     attempt = delivery.attempts + 1
-    if attempt >= config.delivery_attempts:
+    if attempt >= _attempts(config, delivery):
         ledger.record_delivery(delivery.id, "failed", detail=reason)
         return
-    wait_s = min(LONGEST_WAIT_S, config.delivery_backoff_s * 2.0 ** (attempt - 1))
-    # Jitter keeps many studies from knocking at a returning PACS in the same second.
-    wait_s *= random.uniform(0.8, 1.0)  # noqa: S311 - jitter, no secret
-    ledger.record_delivery(
-        delivery.id,
-        "pending",
-        detail=reason,
-        next_at=datetime.now(UTC) + timedelta(seconds=wait_s),
-    )
+    next_at = again_at(config, attempt, retry_after_s)
+    ledger.record_delivery(delivery.id, "pending", detail=reason, next_at=next_at)
+
+
+def _attempts(config: Config, delivery: Delivery) -> int:
+    chosen = (each for each in config.destinations if str(each) == delivery.destination)
+    return next((each.attempts for each in chosen if each.attempts), config.delivery_attempts)

@@ -5,7 +5,7 @@ are checked where `sr_templates` is known, when the node starts.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Final, Self
 
@@ -126,6 +126,17 @@ class Destination:
                 f" not {value!r}"
             )
         return cls(**value)
+
+
+def named(known: Sequence[Destination], name: str) -> Destination:
+    """Find a destination by how it is written in the ledger; one that is no longer set is read.
+
+    Raises
+    ------
+    ConfigError
+        It is none.
+    """
+    return next((each for each in known if str(each) == name), None) or Destination.parse(name)
 
 
 def _is_whole(given: set[str]) -> bool:

@@ -146,11 +146,18 @@ class Ledger(Reading):
             transaction.set_study_state(study_uid, state, reason)
 
     def record_delivery(
-        self, delivery_id: int, state: str, *, detail: str = "", next_at: datetime | None = None
+        self,
+        delivery_id: int,
+        state: str,
+        *,
+        detail: str = "",
+        next_at: datetime | None = None,
+        transaction_uid: str | None = None,
     ) -> None:
         """Remember an attempt: ``sent``, ``failed`` or ``held``, or ``pending`` until `next_at`.
 
-        What has ended stays as it ended, whatever a second courier has to say.
+        What has ended stays as it ended, whatever a second courier has to say; `deliveries` tells
+        whether the peer has what was sent.
         """
         table = tables.deliveries
         with self.transaction() as transaction:
@@ -162,6 +169,8 @@ class Ledger(Reading):
                     detail=detail,
                     attempts=table.c.attempts + 1,
                     next_at=to_text(next_at or transaction.now),
+                    stored_at=to_text(transaction.now) if state == "sent" else None,
+                    transaction_uid=transaction_uid,
                 )
                 .returning(table)
             ).one_or_none()

@@ -140,10 +140,15 @@ class Reading:
         wanted = select(table).where(table.c.job_id == job_id).order_by(table.c.id)
         return [to_delivery(row) for row in self._rows(wanted)]
 
-    def due_deliveries(self, now: datetime | None = None) -> list[Delivery]:
-        """List the pending deliveries whose time has come, the oldest first."""
+    def due_deliveries(
+        self, now: datetime | None = None, states: Sequence[str] = ("pending",)
+    ) -> list[Delivery]:
+        """List the deliveries whose time has come, the oldest first.
+
+        Those that are ``pending`` are to be sent; with ``sent``, also those to be proven.
+        """
         table = tables.deliveries
-        due = (table.c.state == "pending") & (table.c.next_at <= to_text(now or datetime.now(UTC)))
+        due = table.c.state.in_(states) & (table.c.next_at <= to_text(now or datetime.now(UTC)))
         return [
             to_delivery(row) for row in self._rows(select(table).where(due).order_by(table.c.id))
         ]

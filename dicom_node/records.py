@@ -73,6 +73,9 @@ class Result:
     held: str = ""  # why it is not sent, a line for each fault; empty: it is
 
 
+DELIVERED = ("sent", "delivered", "sent-unproven")  # states in which the peer has said it has all
+
+
 @dataclass(frozen=True)
 class Delivery:
     """The results of one job on their way to one destination."""
@@ -81,11 +84,13 @@ class Delivery:
     job_id: str
     study_uid: str
     destination: str  # AET@HOST:PORT, or AET@HOST:PORT/PROFILE
-    state: str  # pending -> sent | failed | held
+    state: str  # pending -> sent | failed | held; sent -> delivered | sent-unproven | pending
     attempts: int
     next_at: datetime
     detail: str
     labels: tuple[str, ...]  # of the results that go there; none: all, as earlier versions sent
+    transaction_uid: str | None = None  # of the commitment that was asked for; None: none was
+    stored_at: datetime | None = None  # when the peer had stored all of it; None: not yet
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,7 @@ def to_delivery(row: Row[Any]) -> Delivery:
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
     values["next_at"] = datetime.fromisoformat(values["next_at"])
     values["labels"] = tuple(json.loads(values["labels"]))
+    values["stored_at"] = values["stored_at"] and datetime.fromisoformat(values["stored_at"])
     return Delivery(**values)
 
 

@@ -346,7 +346,7 @@ def _connected(destination: Destination, caller: Caller) -> socket.socket:
         raise PeerError(f"{destination}: {error}") from error
 
 
-def send(  # noqa: PLR0913 - what a sender needs, each by its name
+def send(
     paths: Sequence[Path],
     destination: Destination,
     *,

@@ -154,6 +154,12 @@ class Config:
     delivery_backoff_s: float = _number(
         5.0, SHORTEST_S, HOUR_S, "seconds before the second attempt; doubles up to an hour"
     )
+    proof_s: float = _number(
+        900.0,
+        SHORTEST_S,
+        WEEK_S,
+        "seconds in which a peer is to prove that it has what it stored; then it is sent-unproven",
+    )
     network_timeout_s: float = _number(30.0, SHORTEST_S, HOUR_S, "seconds a peer may be silent")
     validate: str = _setting(
         "auto",

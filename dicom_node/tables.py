@@ -113,6 +113,8 @@ deliveries = Table(
     Column("next_at", String, nullable=False),
     Column("detail", String, nullable=False, default=""),
     Column("labels", String, nullable=False, server_default="[]"),  # JSON: what it gets
+    Column("transaction_uid", String),  # of the commitment that was asked for; None: none was
+    Column("stored_at", String),  # when the peer had stored all of it; None: not yet
     UniqueConstraint("job_id", "destination"),
     Index("deliveries_by_state", "state", "next_at"),
 )

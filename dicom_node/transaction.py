@@ -14,7 +14,7 @@ from . import chain, tables
 from .errors import BadInput, Mismatch
 from .instance import PICTURES, Instance
 from .prepared import Prepared
-from .records import Job, Result, canonical, to_result, to_text
+from .records import DELIVERED, Job, Result, canonical, to_result, to_text
 
 # From which states a study may come to which: anything else is a bug, and is refused.
 TRANSITIONS: Mapping[str, frozenset[str]] = {
@@ -25,13 +25,14 @@ TRANSITIONS: Mapping[str, frozenset[str]] = {
     "done": frozenset({"receiving", "queued", "delivering"}),
     "rejected": frozenset({"receiving", "queued"}),
     "failed": frozenset({"receiving", "queued", "delivering"}),
+    "erased": frozenset(),
 }
 
 # What is written for each image that comes in.
 INSTANCE = tuple(
     each.name for each in tables.instances.c if each.name not in {"id", "superseded", "expired_at"}
 )
-STORED = Prepared(
+NOTED = Prepared(
     tables.instances.insert().returning(tables.instances.c.id), *INSTANCE, "superseded"
 )
 SUPERSEDED = Prepared(
@@ -212,7 +213,7 @@ class Transaction:
         row = {name: getattr(instance, name) for name in INSTANCE}
         row |= {"path": str(instance.path), "received_at": to_text(instance.received_at)}
         earlier = SUPERSEDED.run(self.connection, row).rowcount
-        (key,) = STORED.run(self.connection, row | {"superseded": 0}).fetchone()
+        (key,) = NOTED.run(self.connection, row | {"superseded": 0}).fetchone()
         if instance.may_answer and not self._is_ours(instance):
             about = {"instance_id": key, "study_uid": instance.study_uid}
             self.connection.execute(tables.reviews.insert().values(**about, state="waiting"))
@@ -273,7 +274,7 @@ class Transaction:
         about = {"study_uid": job.study_uid, "job_id": job.id}
         told = {"label": row.label, "sop_uid": sop_uid, "reason": row.held}
         self.event("result.released", **about, **told, by=by)
-        self.restart_deliveries(job.id, ("sent", "held"), row.label)
+        self.restart_deliveries(job.id, (*DELIVERED, "held"), row.label)
         self.advance_for(job.id, ("done", "failed"), "delivering")
         self.end_deliveries(job.id)
         return to_result(row)

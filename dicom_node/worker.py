@@ -35,6 +35,7 @@ from .errors import BadInput, Mismatch, Unavailable
 from .instance import Instance
 from .jobs import Job, Jobs, State
 from .ledger import Ledger, Result
+from .records import DELIVERED
 from .validator import Validator
 from .volume import SourceVolume
 
@@ -264,7 +265,7 @@ class Worker:
             each
             for each in self._ledger.jobs(job.study_uid)
             if each.protocol == job.protocol and each.created_at < job.created_at
-            if any(sent.state == "sent" for sent in self._ledger.deliveries(each.id))
+            if any(sent.state in DELIVERED for sent in self._ledger.deliveries(each.id))
         ]
         return {
             each.label: Predecessor(

@@ -12,7 +12,7 @@ import pytest
 from desk import until
 from pydicom import dcmread
 
-from dicom_node import delivery, sample, text_drop
+from dicom_node import backoff, delivery, sample, text_drop
 from dicom_node.config import Config, Destination
 from dicom_node.errors import BadInput
 from dicom_node.instance import Instance
@@ -173,7 +173,11 @@ def test_a_pacs_gets_the_objects_as_they_were_made_and_the_seg_first(
         accepted = events(peer.ledger, "association.accepted")
     assert [each["calling_ae"] for each in accepted] == [config.ae_title]
     sent = only(ledger, job_id)
-    assert (sent.state, sent.attempts, sent.detail) == ("sent", 1, "3 instances stored")
+    assert (sent.state, sent.attempts, sent.detail) == (
+        "sent-unproven",
+        1,
+        "3 instances stored; the peer offers no proof of it",
+    )
     assert study_of(ledger, job_id) == ("done", "")
     assert [each["destination"] for each in events(ledger, "delivery.sent")] == [str(peer.address)]
     assert ledger.due_deliveries() == []
@@ -199,7 +203,7 @@ def test_each_result_is_sent_once_however_often_the_ledger_is_asked(
     with pacs(tmp_path) as peer:
         jobs = [finish(peer.address) for _ in range(6)]
         with running(ledger, config):
-            until(lambda: all(only(ledger, each).state == "sent" for each in jobs))
+            until(lambda: all(only(ledger, each).state == "sent-unproven" for each in jobs))
         # The same three objects each time: stored once, known from then on.
         assert len(peer.stored()) == len(CLASSES)
         assert len(peer.stored("instance.duplicate")) == 5 * len(CLASSES)
@@ -236,7 +240,7 @@ def test_the_wait_doubles_with_jitter_up_to_an_hour(
 def test_the_defaults_outlast_a_weekend() -> None:
     config = Config()
     waits = [
-        min(delivery.LONGEST_WAIT_S, config.delivery_backoff_s * 2**number)
+        min(backoff.LONGEST_WAIT_S, config.delivery_backoff_s * 2**number)
         for number in range(config.delivery_attempts - 1)
     ]
     assert 0.8 * sum(waits) > 2.5 * 24 * 3600
@@ -337,11 +341,11 @@ def test_told_to_stop_it_finishes_the_delivery_under_way_and_begins_no_other(
         first, second = finish(peer.address), finish(peer.address)
         delivery.run(ledger, config, Stopping.stop)
         assert len(peer.stored()) == len(CLASSES)
-        assert only(ledger, first).state == "sent"
+        assert only(ledger, first).state == "sent-unproven"
         waiting = only(ledger, second)
         assert (waiting.state, waiting.attempts) == ("pending", 0)
         with running(ledger, config):
-            until(lambda: only(ledger, second).state == "sent")
+            until(lambda: only(ledger, second).state == "sent-unproven")
 
 
 def test_an_address_that_no_setting_would_take_ends_in_failed_and_stops_no_other(
@@ -367,7 +371,7 @@ def test_each_destination_gets_what_it_can_show(
         job_id = finish(words, plan={str(words): ["draft"]})
         assert delivery.deliver(ledger, config, only(ledger, job_id))
         assert peer.stored() == [str(dcmread(made[2]).SOPInstanceUID)]
-    assert only(ledger, job_id).detail == "1 instances stored"
+    assert only(ledger, job_id).detail.startswith("1 instances stored;")
 
 
 def test_what_is_held_stays_here_until_somebody_lets_it_go(
@@ -380,7 +384,7 @@ def test_what_is_held_stays_here_until_somebody_lets_it_go(
         assert [each.label for each in ledger.held()] == ["seg", "draft"]
         assert delivery.deliver(ledger, config, only(ledger, job_id))
         assert peer.stored() == [uids[1]]
-        assert only(ledger, job_id).detail == "1 instances stored, 2 held"
+        assert only(ledger, job_id).detail.startswith("1 instances stored, 2 held;")
         assert study_of(ledger, job_id) == ("done", "held, not sent: seg, draft")
         for each in ledger.held():
             assert ledger.release(each.sop_uid, by="me").label == each.label

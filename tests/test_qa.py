@@ -345,7 +345,7 @@ def test_a_program_learns_what_became_of_a_study(stranger: httpx.Client, node: R
     assert (answer["study_uid"], answer["state"], answer["reason"]) == (node.done, "done", "")
     (job,) = answer["jobs"]
     assert [each["label"] for each in job["results"]] == ["seg", "measurements", "draft"]
-    assert [each["state"] for each in job["deliveries"]] == ["sent"]
+    assert [each["state"] for each in job["deliveries"]] == ["sent-unproven"]
     assert job["model"]["untrained"] is True
     rejected = stranger.get(f"/api/studies/{node.rejected}").json()
     assert rejected["state"] == "rejected"

@@ -61,7 +61,7 @@ def test_from_the_list_to_the_draft_and_its_picture(page: Page, node: Read) -> N
     assert min(size) > 300
     expect(page.locator("#series tbody tr")).to_have_count(1)
     expect(page.locator("#objects tbody tr")).to_have_count(3)
-    expect(page.locator("#deliveries .badge")).to_have_text("sent")
+    expect(page.locator("#deliveries .badge")).to_have_text("sent-unproven")
     expect(page.locator("#events")).to_contain_text("delivery.sent")
 
 

@@ -25,12 +25,18 @@ def login_link(ledger: Ledger, base_url: str) -> str:
     return f"{base_url}/login?{urlencode({'token': token})}"
 
 
-def open_session(ledger: Ledger, token: str, response: Response, *, secure: bool) -> bool:
-    """Use a one-time token up and put a session into the response; tell whether it was good."""
+def open_session(
+    ledger: Ledger, token: str, response: Response, *, secure: bool, address: str = ""
+) -> bool:
+    """Use a one-time token up and put a session into the response; tell whether it was good.
+
+    `address` is where the browser is; it goes into the event.
+    """
     if not ledger.redeem_token(LOGIN, token):
+        ledger.event("qa.login_refused", address=address)
         return False
     session = ledger.issue_token(SESSION, lifetime_s=SESSION_S)
-    ledger.event("qa.login", session=name(session))
+    ledger.event("qa.login", session=name(session), address=address)
     response.set_cookie(
         COOKIE, session, max_age=int(SESSION_S), httponly=True, secure=secure, samesite="strict"
     )

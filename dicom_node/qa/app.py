@@ -149,8 +149,11 @@ class Pages:
         raise HTTPException(404, "the job made no such object")
 
     def log(self, request: Request, session: str) -> Response:
-        """Show the event log."""
+        """Show the event log; that it was looked at is remembered once for a session."""
         query = request.query_params
+        if (session, "") not in self._looked:
+            self._looked.add((session, ""))
+            self._ledger.event("ledger.read", session=access.name(session), how="pages")
         study_uid = query.get("study") or None
         log = views.log(self._ledger, study_uid, _number(query.get("after", "")))
         return self._page("ledger.html", session, log=log, study_uid=study_uid)
@@ -175,7 +178,9 @@ class Pages:
         """Use a one-time link."""
         response = RedirectResponse("/", 303)
         secure = request.url.scheme == "https"
-        if access.open_session(self._ledger, form.get("token", ""), response, secure=secure):
+        address = request.client.host if request.client else ""
+        token = form.get("token", "")
+        if access.open_session(self._ledger, token, response, secure=secure, address=address):
             return response
         return self._page("login.html", "", token="", bad=True, status=403)
 

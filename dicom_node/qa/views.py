@@ -10,6 +10,7 @@ from typing import Any
 from dicom_node.ledger import Delivery, Event, Job, Ledger, Result, Review, Study
 
 STATES = ("receiving", "queued", "processing", "delivering", "done", "rejected", "failed")
+STATES += ("erased",)
 MOVING = frozenset(STATES[:4])
 PAGE = 50  # studies on a page
 EVENTS = 200  # events on a page
