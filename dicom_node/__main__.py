@@ -216,7 +216,7 @@ def _config_with(arguments: argparse.Namespace) -> Config:
 
 
 def _send(arguments: argparse.Namespace) -> Outcome:
-    from . import scu
+    from . import scu, tls
 
     config = settings_of(arguments)
     paths = scu.find_dicom(arguments.folder)
@@ -234,6 +234,7 @@ def _send(arguments: argparse.Namespace) -> Outcome:
         calling_ae=config.ae_title,
         timeout_s=config.network_timeout_s,
         on_progress=tell,
+        secured=tls.client_context(config) if arguments.to.tls else None,
     )
     return Outcome(
         {"sent": total, "to": str(arguments.to)}, f"{total} instances stored by {arguments.to}"

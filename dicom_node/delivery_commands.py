@@ -2,11 +2,13 @@
 
 import argparse
 import getpass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .command import Outcome, UsageError, verb
 from .ledger_commands import open_ledger
-from .records import Delivery
+
+if TYPE_CHECKING:
+    from .records import Delivery
 
 STATES = ("pending", "sent", "delivered", "sent-unproven", "failed", "held", "acknowledged")
 
@@ -67,16 +69,16 @@ def _numbers(arguments: argparse.Namespace, ledger: Any) -> list[int]:  # noqa: 
     return [each.id for each in reversed(failed)]
 
 
-def _moved(moved: list[Delivery], what: str) -> Outcome:
+def _moved(moved: "list[Delivery]", what: str) -> Outcome:
     told = [f"{each.id} to {each.destination} {what}" for each in moved]
     return Outcome({"deliveries": [each.id for each in moved]}, "\n".join(told) or "none")
 
 
-def _line(each: Delivery) -> str:
+def _line(each: "Delivery") -> str:
     return f"{each.id:6} {each.state:13} {each.attempts:3} {each.destination}  {each.detail}"
 
 
-def _data(each: Delivery) -> dict[str, object]:
+def _data(each: "Delivery") -> dict[str, object]:
     return {
         "number": each.id,
         "study_uid": each.study_uid,

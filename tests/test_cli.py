@@ -16,6 +16,7 @@ from dicom_node.__main__ import Fields, main
 from dicom_node.config import Config, fields
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
+from dicom_node.spool import Spool
 
 HEAVY = {"torch", "transformers", "monai", "model"}
 COMMANDS = (
@@ -133,7 +134,9 @@ def imported(log: str) -> set[str]:
 
 
 @pytest.mark.parametrize("how", [["--json"], []])
-def test_a_folder_is_sent_to_a_peer(scp: Scp, ct_files: list[Path], how: list[str]) -> None:
+def test_a_folder_is_sent_to_a_peer(
+    scp: Scp, ledger: Ledger, ct_files: list[Path], how: list[str]
+) -> None:
     to = f"LAMED@127.0.0.1:{scp.port}"
     done = lamed_node("send", ct_files[0].parent, "--to", to, *how)
     assert done.code == 0
@@ -142,12 +145,12 @@ def test_a_folder_is_sent_to_a_peer(scp: Scp, ct_files: list[Path], how: list[st
         assert done.data == {"sent": 5, "to": to}
     else:
         assert done.out == f"5 instances stored by {to}\n"
-    stored = scp._ledger.instances(str(sample.series(shape=(5, 16, 16))[0].StudyInstanceUID))
+    stored = ledger.instances(str(sample.series(shape=(5, 16, 16))[0].StudyInstanceUID))
     assert {each.path.name for each in stored} == {each.name for each in ct_files}
 
 
 def test_a_peer_that_is_not_there_or_will_not_is_exit_code_4(
-    scp: Scp, ct_files: list[Path], tmp_path: Path
+    scp: Scp, spool: Spool, ct_files: list[Path], tmp_path: Path
 ) -> None:
     def send(to: str) -> Done:
         return lamed_node("send", ct_files[0].parent, "--to", to, "--json", network_timeout_s=3)
@@ -157,7 +160,7 @@ def test_a_peer_that_is_not_there_or_will_not_is_exit_code_4(
     assert "cannot be reached: Connection refused" in nobody.data["error"]
     assert "Called AE title not recognised" in stranger.data["error"]
     full = sample.write(sample.series(shape=(2, 16, 16)), tmp_path / "full")
-    scp._spool._minimum_free = 1 << 60
+    spool._minimum_free = 1 << 60
     refused = lamed_node("send", full[0].parent, "--to", f"LAMED@127.0.0.1:{scp.port}", "--json")
     assert refused.code == 4
     assert "0xA700" in refused.data["error"]
@@ -214,6 +217,7 @@ def test_ctrl_c_ends_what_follows_and_is_no_error(tmp_path: Path) -> None:
             assert process.stdout is not None
             assert process.stderr is not None
             assert json.loads(process.stdout.readline())["kind"] == "first.event"
+            assert json.loads(process.stdout.readline())["kind"] == "ledger.read"  # that it is
             ledger.event("second.event")
             assert json.loads(process.stdout.readline())["kind"] == "second.event"
             process.send_signal(signal.SIGINT)
