@@ -24,6 +24,7 @@ from dicom_node.spool import Announced, Spool
 DAY = timedelta(days=1)
 CT = "1.2.840.10008.5.1.4.1.1.2"
 PEER = "PACS@127.0.0.1:104"
+MODEL = {"name": "tiny", "version": "1", "sha256": "0" * 64, "untrained": True}
 
 
 class Stopped(BaseException):
@@ -65,7 +66,9 @@ class Node:
 
     def enqueue(self, study: str) -> str:
         wanted = sorted(each.sop_uid for each in self.ledger.instances(study))
-        series = [{"series_uid": f"{study}.1", "description": "Thorax", "chosen": True}]
+        series = [
+            {"series_uid": f"{study}.1", "description": "Thorax", "chosen": True, "reason": ""}
+        ]
         return (
             Jobs(self.ledger).enqueue(study, "ct_chest", wanted, model_digest="m", series=series).id
         )
@@ -84,7 +87,7 @@ class Node:
         result = Result(job, "draft", "1.2", f"2.25.{job[:6]}1", f"2.25.{job[:6]}2", path, "0" * 64)
         result = Result(**vars(result) | {"sop_uid": f"{study}.9.1", "series_uid": f"{study}.9"})
         plan = {destination: ("draft",)} if destination else {}
-        summary = {"model": {"name": "tiny"}, "series": {"study_instance_uid": study}}
+        summary = {"model": MODEL, "series": {"study_instance_uid": study}}
         jobs.complete(job, "w", [result], plan, summary, record={"inputs": [f"{study}.1.1"]})
         return job
 

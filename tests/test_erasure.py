@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import tamper
-from keeping import Node, Stopped
+from keeping import MODEL, Node, Stopped
 
 from dicom_node import chain, erasure, retention, text_drop
 from dicom_node.audit import relay
@@ -86,7 +86,7 @@ def test_what_stays_tells_what_the_node_did(node: Node) -> None:
     assert study
     assert kept
     assert (study.state, study.patient_name, study.study_date) == ("erased", "", "")
-    assert kept.summary == {"model": {"name": "tiny"}}
+    assert kept.summary == {"model": MODEL}
     (sent,) = node.ledger.deliveries(job)
     assert (sent.destination, sent.state, sent.detail) == ("PACS@127.0.0.1:104", "delivered", "")
     assert retention.plan(node.ledger, node.config, datetime.now(UTC) + timedelta(days=900)) == (

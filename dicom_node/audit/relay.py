@@ -43,6 +43,7 @@ class Place:
 
     name: str
     put: Put
+    close: Callable[[], None] = lambda: None
 
 
 def run(ledger: Ledger, config: Config, told: Sequence[Place], stop: threading.Event) -> None:
@@ -75,7 +76,7 @@ def _relay(ledger: Ledger, config: Config, place: Place, stop: threading.Event) 
             log.exception("audit.error", extra={"place": place.name})
         stop.wait(pause_s)
         pause_s = min(2 * pause_s, LONGEST_WAIT_S)
-    # What was written up to the end, such as that of this role; the next start tells the rest.
+    place.close()  # what is written from here on, the next start tells
 
 
 def step(ledger: Ledger, config: Config, place: Place) -> int:
@@ -135,7 +136,7 @@ def places(config: Config) -> list[Place]:
     if config.audit_store:
         found.append(Place("audit.store", _keeper(config)))
     if config.audit_syslog:
-        found.append(Place("audit.syslog", _sender(config)))
+        found.append(_sender(config))
     return found
 
 
@@ -148,7 +149,7 @@ def _keeper(config: Config) -> Put:
     return put
 
 
-def _sender(config: Config) -> Put:
+def _sender(config: Config) -> Place:
     receiver = syslog.Receiver.parse(config.audit_syslog)
     host = socket.gethostname()
     links: list[syslog.Link] = []
@@ -160,10 +161,14 @@ def _sender(config: Config) -> Put:
         try:
             links[0].send([syslog.compose(xml, message.at, host) for message, xml in made])
         except NodeError:
-            links.clear()  # certificates may be renewed meanwhile
+            close()  # certificates may be renewed meanwhile
             raise
 
-    return put
+    def close() -> None:
+        while links:
+            links.pop().close()
+
+    return Place("audit.syslog", put, close)
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from typing import Any
 
 from dicom_node.ledger import Delivery, Event, Job, Ledger, Result, Review, Study
 
-STATES = ("receiving", "queued", "processing", "delivering", "done", "rejected", "failed")
-STATES += ("erased",)
-MOVING = frozenset(STATES[:4])
+MOVING = ("receiving", "queued", "processing", "delivering")
+STATES = (*MOVING, "done", "rejected", "failed", "erased")
 PAGE = 50  # studies on a page
 EVENTS = 200  # events on a page
 DRAFT, PICTURE = "draft.txt", "overlay.png"
