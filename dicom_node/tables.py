@@ -62,6 +62,7 @@ instances = Table(
     Column("superseded", Boolean, nullable=False, default=False),
     Column("expired_at", String),  # when its file was removed; None: it is there
     Index("instances_by_uid", "study_uid", "sop_uid"),
+    Index("instances_by_sop", "sop_uid"),
 )
 
 jobs = Table(
@@ -167,11 +168,48 @@ removals = Table(
     Column("detail", String, nullable=False, server_default="{}"),  # JSON
 )
 
+commitments = Table(
+    "commitments",  # asked of us, and not reported yet
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", String, nullable=False),
+    Column("ae_title", String, nullable=False),
+    Column("wanted", String, nullable=False),  # JSON: SOP class UIDs by SOP instance UID
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_at", String, nullable=False),
+)
+
 cursors = Table(
     "cursors",
     METADATA,
     Column("name", String, primary_key=True),
     Column("seq", Integer, nullable=False),  # the last event that this reader is done with
+)
+
+expectations = Table(
+    "expectations",
+    METADATA,
+    Column("study_uid", String, primary_key=True),
+    Column("source", String, primary_key=True),  # who said it: ian UID, mpps UID, query NAME
+    Column("state", String, nullable=False),  # open: more is said; final
+    Column("instances", Integer, nullable=False),
+    Column("sop_uids", String, nullable=False, server_default="[]"),  # JSON; if they were named
+    Column("at", String, nullable=False),
+    Index("expectations_by_source", "source"),
+)
+
+pulls = Table(
+    "pulls",  # studies that are to be fetched
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("source", String, nullable=False),
+    Column("wanted", String, nullable=False),  # JSON: the keys of the query
+    Column("state", String, nullable=False),  # waiting -> pulling -> done | failed
+    Column("expected", Integer, nullable=False, default=0),
+    Column("stored", Integer, nullable=False, default=0),
+    Column("detail", String, nullable=False, default=""),
+    Column("at", String, nullable=False),
+    Index("pulls_by_state", "state"),
 )
 
 tokens = Table(
