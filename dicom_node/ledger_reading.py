@@ -49,15 +49,16 @@ class Reading:
         return [to_instance(row) for row in self._rows(select_instances(study_uid))]
 
     def paths(self) -> set[Path]:
-        """Give the path of every instance that is remembered, superseded ones included."""
-        return {Path(row.path) for row in self._rows(select(tables.instances.c.path))}
+        """Give the path of every instance that is here, superseded ones included."""
+        table = tables.instances.c
+        there = select(table.path).where(table.expired_at.is_(None))
+        return {Path(row.path) for row in self._rows(there)}
 
     def paths_of(self, sha256: str) -> list[Path]:
-        """Give the paths of the instances whose file has this digest."""
+        """Give the paths of the instances that are here and whose file has this digest."""
         table = tables.instances.c
-        return [
-            Path(row.path) for row in self._rows(select(table.path).where(table.sha256 == sha256))
-        ]
+        there = (table.sha256 == sha256) & table.expired_at.is_(None)
+        return [Path(row.path) for row in self._rows(select(table.path).where(there))]
 
     def study(self, study_uid: str) -> Study | None:
         """Find one study; None if it is not known."""

@@ -11,7 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Result, Row, Table, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Result,
+    Row,
+    Table,
+    and_,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from . import chain, tables
 from .records import canonical, to_text
@@ -171,6 +183,8 @@ def remove(
         (tables.studies, tables.studies.c.study_uid),
     ):
         connection.execute(delete(table).where(column == traces.study_uid))
+    for table in (tables.studies, tables.jobs, tables.deliveries):
+        _blank(connection, table, traces)
     for table in tables.METADATA.sorted_tables:
         if table not in NAMED:
             _delete_marked(connection, table, traces)
@@ -218,18 +232,36 @@ def _empty_jobs(transaction: Transaction, study_uid: str, pseudonym: str) -> Non
     connection.execute(mine.values(study_uid=pseudonym, detail=""))
 
 
+def _blank(connection: Connection, table: Table, traces: Traces) -> None:
+    """Empty what still tells of the study in the rows that stay, as columns that are added may."""
+    for row, same in _marked(connection, table, traces):
+        changed = {
+            name: None if table.c[name].nullable else ""
+            for name, value in row.items()
+            if traces.mark(_opened(value))
+        }
+        connection.execute(update(table).where(same).values(changed))
+
+
 def _delete_marked(connection: Connection, table: Table, traces: Traces) -> None:
+    for _, same in _marked(connection, table, traces):
+        connection.execute(delete(table).where(same))
+
+
+def _marked(
+    connection: Connection, table: Table, traces: Traces
+) -> Iterator[tuple[dict[str, Any], ColumnElement[bool]]]:
+    """Find the rows that tell of a study, with what selects each."""
     for row in connection.execute(select(table)).all():
         values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
-        if any(traces.mark(each) for each in _opened(values)):
-            same = [column == values[column.name] for column in table.primary_key.columns]
-            connection.execute(delete(table).where(*same))
+        if any(traces.mark(_opened(each)) for each in values.values()):
+            keys = (each == values[each.name] for each in table.primary_key.columns)
+            yield values, and_(*keys)
 
 
-def _opened(values: dict[str, Any]) -> Iterator[object]:
-    """Give the values of a row, JSON as what is in it."""
-    for each in values.values():
-        try:
-            yield json.loads(each) if isinstance(each, str) else each
-        except ValueError:
-            yield each
+def _opened(value: object) -> object:
+    """Give the value of a column, JSON as what is in it."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

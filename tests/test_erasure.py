@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import tamper
+from commands import lamed_node, served, short_protocols, tamper, until
 from keeping import MODEL, Node, Stopped
 
 from dicom_node import chain, erasure, retention, text_drop
@@ -290,6 +290,24 @@ def test_a_crash_anywhere_leaves_what_the_next_start_finishes(
     assert node.ledger.verify(head) == len(kinds)
 
 
+def test_a_node_in_service_is_not_disturbed(node: Node, tmp_path: Path, checkpoint: Path) -> None:
+    node.delivered(STUDY)
+    settings: dict[str, object] = {
+        "data_dir": node.config.data_dir,
+        "dicom_port": 0,
+        "checkpoint": checkpoint,
+    }
+    settings |= {"protocols": short_protocols(tmp_path / "protocols"), "quiet_s": 0.5}
+    with served(tmp_path / "log", "--only", "scp", **settings) as up:
+        done = lamed_node("erase", STUDY, "--yes", data_dir=node.config.data_dir)
+        assert (done.code, done.err) == (0, "")
+        assert remains(node.config.data_dir) == []
+        node.receive("1.2.88.1", **OTHER)
+        until(lambda: node.ledger.jobs("1.2.88.1"))
+        assert up.end() == 0
+    assert node.ledger.verify() == node.ledger.head()[0]
+
+
 def test_an_erased_study_may_come_again_as_a_new_one(node: Node) -> None:
     node.delivered(STUDY)
     erase(node)
@@ -307,6 +325,21 @@ def test_a_short_number_takes_nothing_from_others(node: Node) -> None:
     erase(node)
     (odd,) = [each for each in node.ledger.events() if each.kind == "delivery.odd"]
     assert odd.data == {"detail": "7 instances stored, as PID-99 said"}
+
+
+def test_columns_that_are_added_later_to_rows_that_stay_are_emptied(node: Node) -> None:
+    job = node.delivered(STUDY)
+    node.delivered("1.2.88.1", **OTHER)
+    with node.ledger.transaction() as transaction:
+        transaction.connection.exec_driver_sql(
+            "UPDATE jobs SET worker = 'read ' || study_uid, reason = 'of ' || study_uid"
+        )
+    erase(node)
+    assert remains(node.config.data_dir) == []
+    kept = node.ledger.job(job)
+    assert kept
+    assert (kept.worker, kept.protocol) == ("", "ct_chest")
+    assert [each.worker for each in node.ledger.jobs("1.2.88.1")] == ["read 1.2.88.1"]
 
 
 def test_rows_of_tables_that_are_added_later_are_not_forgotten(node: Node) -> None:

@@ -276,6 +276,20 @@ def test_the_loop_finishes_what_was_begun_and_survives_what_goes_wrong(
     assert list(node.config.spool_dir.rglob("*.dcm")) == []
 
 
+def test_what_expired_is_not_what_a_crash_left_half_stored(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.delivered("1.2.1")
+    first = node.ledger.instances("1.2.1")[0]
+    content = first.path.read_bytes()
+    node.sweep(OLD)
+    monkeypatch.chdir(tmp_path)
+    (node.config.spool_dir / "incoming" / f"{first.sha256}.a.partial").write_bytes(content)
+    node.restart()
+    assert not (tmp_path / "expired").exists()
+    assert list((node.config.spool_dir / "incoming").iterdir()) == []
+
+
 def test_files_that_are_gone_already_do_not_stop_it(node: Node) -> None:
     node.delivered("1.2.1")
     next(node.config.spool_dir.rglob("*.dcm")).unlink()
