@@ -20,12 +20,12 @@ LONGEST_REST_S: Final = 300.0
 def again_at(config: Config, attempt: int, retry_after_s: float | None = None) -> datetime:
     """Say when to try again after so many attempts; `retry_after_s` if the peer said when.
 
-    The wait doubles up to an hour. Jitter keeps many studies from knocking at a returning PACS in
-    the same second.
+    The longest wait doubles up to an hour; full jitter, any time until then, keeps many studies
+    from knocking at a returning PACS in the same second.
     """
     # No power of more than 30 doublings: it is an hour long before.
     wait_s = config.delivery_backoff_s * 2.0 ** min(attempt - 1, 30)
-    wait_s = min(LONGEST_WAIT_S, wait_s) * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
+    wait_s = min(LONGEST_WAIT_S, wait_s) * random.uniform(0.0, 1.0)  # noqa: S311 - no secret
     if retry_after_s is not None:
         wait_s = min(max(wait_s, retry_after_s), LONGEST_WAIT_S)
     return datetime.now(UTC) + timedelta(seconds=wait_s)

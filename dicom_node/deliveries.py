@@ -4,7 +4,8 @@ Knows the tables. Must not know peers or files. Beyond ``sent`` a delivery goes 
 
     sent -> delivered        the peer has committed to it, or finds all of it
     sent -> sent-unproven    nobody can say, or nobody did in time
-    sent -> pending          the peer does not have all of it: it is sent again
+    sent -> pending          the peer does not have all of it: it is sent again; so it is, when the
+                             peer says so only after a query has found it
     failed -> acknowledged   somebody has seen that it was given up, and leaves it so
 """
 
@@ -21,6 +22,9 @@ from .records import to_delivery, to_text
 from .transaction import Transaction
 
 KINDS: Final = {"pending": "delivery.lost", "sent-unproven": "delivery.unproven"}
+# From where a delivery may come to these states. A commitment may come after we gave up waiting for
+# it, and be refused after a query had found everything.
+WAITING: Final = {"sent-unproven": ("sent",), "delivered": ("sent", "sent-unproven")}
 ENDED: Final = ("failed", "sent-unproven", "delivered", "sent", "held", "acknowledged")
 
 
@@ -40,8 +44,7 @@ def settle(
         ``delivered``, ``sent-unproven``, ``failed``; ``pending`` to send it again, at `next_at`.
     """
     table = tables.deliveries
-    # A commitment may come after we gave up waiting for it.
-    waiting = ("sent", "sent-unproven") if state != "sent-unproven" else ("sent",)
+    waiting = WAITING.get(state, ("sent", "sent-unproven", "delivered"))
     with ledger.transaction() as transaction:
         row = transaction.connection.execute(
             update(table)
@@ -67,6 +70,22 @@ def wait(ledger: Ledger, delivery_id: int, next_at: datetime) -> None:
             .where(table.c.id == delivery_id, table.c.state == "sent")
             .values(next_at=to_text(next_at))
         )
+
+
+def hasten(ledger: Ledger, destination: str) -> int:
+    """Let what waits for its next attempt be due now; say how many deliveries that are.
+
+    The peer is there again: that is told in the same transaction.
+    """
+    table = tables.deliveries
+    with ledger.transaction() as transaction:
+        now = to_text(transaction.now)
+        waiting = (table.c.destination == destination) & (table.c.state == "pending")
+        hastened = transaction.connection.execute(
+            update(table).where(waiting, table.c.next_at > now).values(next_at=now)
+        ).rowcount
+        transaction.event("destination.up", destination=destination, waiting=hastened)
+    return hastened
 
 
 def of_transaction(ledger: Ledger, transaction_uid: str) -> Delivery | None:

@@ -11,14 +11,14 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from . import deliveries, proof, scu, stow, text_drop
 from .backoff import Breaker, again_at
 from .config import Config
-from .destinations import TEXT, Destination, named
+from .destinations import TEXT, named
 from .errors import Busy, ConfigError, NodeError, NotTaken
 from .ledger import Delivery, Ledger, Result
 from .part10 import Part10
@@ -92,20 +92,27 @@ class _Courier:
                 self._take(delivery)
             except Exception as error:  # the edge of this destination's loop: put off, never lost
                 log.exception("delivery.error", extra={"job": delivery.job_id})
-                _put_off(self.ledger, self.config, delivery, f"{type(error).__name__}: {error}")
+                self._put_off(delivery, f"{type(error).__name__}: {error}")
 
     def _take(self, delivery: Delivery) -> None:
         if delivery.state == "sent":
             _prove(self.ledger, self.config, delivery)
             return
-        if deliver(self.ledger, self.config, delivery):
+        deliver(self.ledger, self.config, delivery)
+        ended = deliveries.find(self.ledger, delivery.id)
+        # A peer that refuses an object for good is there, and takes the next one.
+        if ended.state != "pending":
             if self.breaker.worked():
-                self._tell("destination.up", delivery)
-        elif deliveries.find(self.ledger, delivery.id).state == "pending" and self.breaker.failed():
-            self._tell("destination.down", delivery)
+                deliveries.hasten(self.ledger, delivery.destination)
+        elif self.breaker.failed():
+            told = {"destination": delivery.destination, "reason": ended.detail}
+            self.ledger.event("destination.down", **told)
 
-    def _tell(self, kind: str, delivery: Delivery) -> None:
-        self.ledger.event(kind, destination=delivery.destination)
+    def _put_off(self, delivery: Delivery, reason: str) -> None:
+        if delivery.state == "sent":
+            deliveries.wait(self.ledger, delivery.id, again_at(self.config, delivery.attempts))
+        else:
+            _put_off(self.ledger, self.config, delivery, reason)
 
 
 def _made(ledger: Ledger, delivery: Delivery) -> list[Result]:
@@ -124,13 +131,13 @@ def _hand_over(
         return
     destination = named(config.destinations, delivery.destination)
     files = [Part10.read(each.path) for each in there]
+    case = proof.Case(ledger, config, delivery, destination, files)
     if destination.url:
         stow.send(files, destination, config)
-        proof.sent(ledger, delivery, detail=told, commits=False)
-        _prove_by_query(ledger, config, deliveries.find(ledger, delivery.id), destination, files)
+        stored = proof.sent(ledger, delivery, detail=told, commits=False)
+        _query(replace(case, delivery=stored))
         return
-    caller = scu.Caller.of(config, destination, lambda asked: proof.reported(ledger, config, asked))
-    asked = proof.offers(destination)
+    caller, asked = case.caller(), proof.offers(destination)
     *rest, last = scu.batches(files, scu.MAXIMUM_CONTEXTS - len(asked))
     for batch in rest:
         with scu.session(destination, scu.offers_of(batch), caller) as opened:
@@ -138,7 +145,7 @@ def _hand_over(
     with scu.session(destination, [*scu.offers_of(last), *asked], caller) as opened:
         opened.store(last)
         stored = proof.sent(ledger, delivery, detail=told, commits=opened.takes(scu.COMMITMENT))
-        proof.seek(ledger, config, stored, files, opened)
+        proof.seek(replace(case, delivery=stored), opened)
 
 
 def _drop(ledger: Ledger, delivery: Delivery, there: Sequence[Result], told: str) -> None:
@@ -162,22 +169,12 @@ def _prove(ledger: Ledger, config: Config, delivery: Delivery) -> None:
         told = f"{delivery.detail}; cannot be proven: {error}"
         deliveries.settle(ledger, delivery.id, "sent-unproven", detail=told)
         return
-    if destination.url:
-        _prove_by_query(ledger, config, delivery, destination, files)
-    else:
-        proof.look_again(ledger, config, delivery, destination, files)
+    case = proof.Case(ledger, config, delivery, destination, files)
+    (_query if destination.url else proof.look_again)(case)
 
 
-def _prove_by_query(
-    ledger: Ledger,
-    config: Config,
-    delivery: Delivery,
-    destination: Destination,
-    files: Sequence[Part10],
-) -> None:
-    proof.by_query(
-        ledger, config, delivery, destination, lambda: stow.missing(files, destination, config)
-    )
+def _query(case: proof.Case) -> None:
+    proof.by_query(case, lambda: stow.missing(case.files, case.destination, case.config))
 
 
 def _told(made: Sequence[Result], sent: Sequence[Result]) -> str:
@@ -198,13 +195,8 @@ def _put_off(
     retry_after_s: float | None = None,
 ) -> None:
     attempt = delivery.attempts + 1
-    if attempt >= _attempts(config, delivery):
+    if attempt >= proof.attempts(config, delivery):
         ledger.record_delivery(delivery.id, "failed", detail=reason)
         return
     next_at = again_at(config, attempt, retry_after_s)
     ledger.record_delivery(delivery.id, "pending", detail=reason, next_at=next_at)
-
-
-def _attempts(config: Config, delivery: Delivery) -> int:
-    chosen = (each for each in config.destinations if str(each) == delivery.destination)
-    return next((each.attempts for each in chosen if each.attempts), config.delivery_attempts)

@@ -7,8 +7,9 @@ peer opens to us, minutes later, after a restart.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import groupby
 from typing import Final
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 LISTEN_S: Final = 2.0  # for a report on the association that asked
 AGAIN_S: Final = 10.0  # until a peer is asked again whether it finds everything
 UNKNOWN_TRANSACTION: Final = 0x0110
+FOUND: Final = ", and found by a query"
 
 
 def offers(destination: Destination) -> list[Offer]:
@@ -39,6 +41,33 @@ def offers(destination: Destination) -> list[Offer]:
     return [Offer(uid, outgoing.SYNTAXES) for uid, wants in wanted.items() if wants]
 
 
+@dataclass(frozen=True)
+class Case:
+    """A delivery that a destination has stored, as ``sent`` in the ledger, and its files."""
+
+    ledger: Ledger
+    config: Config
+    delivery: Delivery
+    destination: Destination
+    files: Sequence[Part10]
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing has been said of it yet, by whomever."""
+        return deliveries.find(self.ledger, self.delivery.id).state == "sent"
+
+    def settle(self, state: str, told: str) -> None:
+        """Say what is proven."""
+        detail = f"{self.delivery.detail}{told}"
+        deliveries.settle(self.ledger, self.delivery.id, state, detail=detail)
+
+    def caller(self) -> scu.Caller:
+        """Call the destination, and take its reports on our own association."""
+        return scu.Caller.of(
+            self.config, self.destination, partial(reported, self.ledger, self.config)
+        )
+
+
 def sent(ledger: Ledger, delivery: Delivery, *, detail: str, commits: bool) -> Delivery:
     """Say that the peer has stored everything; with a transaction if it will be asked to commit."""
     uid = commitment.new_transaction() if commits else None
@@ -46,76 +75,60 @@ def sent(ledger: Ledger, delivery: Delivery, *, detail: str, commits: bool) -> D
     return replace(deliveries.find(ledger, delivery.id), transaction_uid=uid)
 
 
-def seek(
-    ledger: Ledger,
-    config: Config,
-    delivery: Delivery,
-    files: Sequence[Part10],
-    opened: scu.Session,
-) -> None:
-    """Ask the peer, which has stored everything, to prove it; the ledger says ``sent`` before."""
-    commits = opened.takes(scu.COMMITMENT) and delivery.transaction_uid is not None
+def seek(case: Case, opened: scu.Session) -> None:
+    """Ask the peer, which has just stored everything, to prove it."""
+    commits = opened.takes(scu.COMMITMENT) and case.delivery.transaction_uid is not None
     if not commits and not opened.takes(scu.STUDY_ROOT_FIND):
-        told = f"{delivery.detail}; the peer offers no proof of it"
-        deliveries.settle(ledger, delivery.id, "sent-unproven", detail=told)
+        case.settle("sent-unproven", "; the peer offers no proof of it")
         return
     try:
         if commits:
-            _ask_commitment(ledger, delivery, files, opened)
-        finds = opened.takes(scu.STUDY_ROOT_FIND)
-        if finds and _waits(ledger, delivery) and not _missing(files, opened):
-            told = f"{delivery.detail}, and found by a query"
-            deliveries.settle(ledger, delivery.id, "delivered", detail=told)
+            _ask_commitment(case, opened)
+        if opened.takes(scu.STUDY_ROOT_FIND) and case.waits and not _missing(case.files, opened):
+            case.settle("delivered", FOUND)
     except NodeError as error:
         # What is stored is stored: the proof is another matter, and is asked for again.
-        log.info("proof.failed", extra={"to": delivery.destination, "reason": str(error)})
-    if _waits(ledger, delivery):
-        _look_again(ledger, config, delivery)
+        log.info("proof.failed", extra={"to": str(case.destination), "reason": str(error)})
+    if case.waits:
+        _look_later(case)
 
 
-def look_again(
-    ledger: Ledger,
-    config: Config,
-    delivery: Delivery,
-    destination: Destination,
-    files: Sequence[Part10],
-) -> None:
-    """Look at a delivery that is ``sent``: ask the peer again, or give the proof up."""
-    find = [each for each in offers(destination) if each.abstract_syntax == scu.STUDY_ROOT_FIND]
+def look_again(case: Case) -> None:
+    """Look at a delivery that is ``sent``: take a report that the peer has kept, or ask it.
 
-    def missing() -> list[str]:
-        with scu.session(destination, find, scu.Caller.of(config, destination)) as opened:
-            return _missing(files, opened)
-
-    by_query(ledger, config, delivery, destination, missing if find else None)
+    A peer may give its report on whatever association we open next (PS3.4 J.3.3).
+    """
+    by_query(case, lambda: _ask_again(case))
 
 
-def by_query(
-    ledger: Ledger,
-    config: Config,
-    delivery: Delivery,
-    destination: Destination,
-    missing: Callable[[], list[str]] | None,
-) -> None:
-    """Ask a peer what it lacks of a delivery that is ``sent``; None if it is not to be asked."""
-    if destination.proof == "none" or _is_over(config, delivery):
-        told = f"{delivery.detail}; not proven"
-        deliveries.settle(ledger, delivery.id, "sent-unproven", detail=told)
+def by_query(case: Case, missing: Callable[[], Sequence[str] | None]) -> None:
+    """Ask a peer what it lacks of a delivery that is ``sent``; None is no answer.
+
+    In the end, after `proof_s`, it is sent again if the peer finds some of it and not all, and
+    unproven if it finds none or gives no answer: many find nothing that is no image.
+    """
+    if case.destination.proof == "none":
+        case.settle("sent-unproven", "; not to be proven")
         return
+    gone, why = None, "the peer has not reported"
     try:
-        if missing is not None and not missing():
-            told = f"{delivery.detail}, and found by a query"
-            deliveries.settle(ledger, delivery.id, "delivered", detail=told)
+        gone = missing()
     except NodeError as error:
-        log.info("proof.failed", extra={"to": delivery.destination, "reason": str(error)})
-    if _waits(ledger, delivery):
-        _look_again(ledger, config, delivery)
-
-
-def _is_over(config: Config, delivery: Delivery) -> bool:
-    stored_at = delivery.stored_at  # None: of an earlier version
-    limit = timedelta(seconds=config.proof_s)
-    return stored_at is None or datetime.now(UTC) >= stored_at + limit
+        why = str(error)
+    if not case.waits:
+        return
+    if gone is not None and not gone:
+        case.settle("delivered", FOUND)
+        return
+    if not _is_over(case):
+        _look_later(case)
+        return
+    if gone is not None:
+        why = f"the peer finds {len(case.files) - len(gone)} of {len(case.files)}"
+        if len(gone) < len(case.files):
+            _send_again(case.ledger, case.config, case.delivery, f"{case.delivery.detail}; {why}")
+            return
+    case.settle("sent-unproven", f"; not proven: {why}")
 
 
 def reported(ledger: Ledger, config: Config, request: Request) -> Answer:
@@ -130,26 +143,56 @@ def reported(ledger: Ledger, config: Config, request: Request) -> Answer:
     delivery = deliveries.of_transaction(ledger, report.transaction_uid)
     if delivery is None:
         return Answer(UNKNOWN_TRANSACTION, "no transaction of ours has this UID")
-    told = str(report)
-    if not report.failed:
-        deliveries.settle(ledger, delivery.id, "delivered", detail=told)
-    elif delivery.attempts >= config.delivery_attempts:
-        deliveries.settle(ledger, delivery.id, "failed", detail=told)
+    if report.failed:
+        _send_again(ledger, config, delivery, str(report))
     else:
-        next_at = again_at(config, delivery.attempts)
-        deliveries.settle(ledger, delivery.id, "pending", detail=told, next_at=next_at)
+        deliveries.settle(ledger, delivery.id, "delivered", detail=str(report))
     return Answer()
 
 
-def _ask_commitment(
-    ledger: Ledger, delivery: Delivery, files: Sequence[Part10], opened: scu.Session
-) -> None:
-    assert delivery.transaction_uid is not None  # noqa: S101 - `seek` looked
-    asked = commitment.information(
-        delivery.transaction_uid, [(each.sop_class_uid, each.sop_uid) for each in files]
-    )
-    opened.ask_commitment(asked)
-    opened.listen(LISTEN_S, lambda: not _waits(ledger, delivery))
+def attempts(config: Config, delivery: Delivery) -> int:
+    """Say how often a delivery is tried: as its destination says, or the settings for all."""
+    chosen = (each for each in config.destinations if str(each) == delivery.destination)
+    return next((each.attempts for each in chosen if each.attempts), config.delivery_attempts)
+
+
+def _send_again(ledger: Ledger, config: Config, delivery: Delivery, told: str) -> None:
+    """Send what a peer has lost, as often as anything is sent at most."""
+    if delivery.attempts >= attempts(config, delivery):
+        deliveries.settle(ledger, delivery.id, "failed", detail=told)
+        return
+    next_at = again_at(config, delivery.attempts)
+    deliveries.settle(ledger, delivery.id, "pending", detail=told, next_at=next_at)
+
+
+def _is_over(case: Case) -> bool:
+    stored_at = case.delivery.stored_at  # None: of an earlier version
+    return stored_at is None or _since(stored_at) >= timedelta(seconds=case.config.proof_s)
+
+
+def _since(moment: datetime) -> timedelta:
+    return datetime.now(UTC) - moment
+
+
+def _ask_commitment(case: Case, opened: scu.Session) -> None:
+    instances = [(each.sop_class_uid, each.sop_uid) for each in case.files]
+    opened.ask_commitment(commitment.information(str(case.delivery.transaction_uid), instances))
+    opened.listen(LISTEN_S, lambda: not case.waits)
+
+
+def _ask_again(case: Case) -> list[str] | None:
+    waits = case.delivery.transaction_uid is not None
+    wanted = [
+        each for each in offers(case.destination) if waits or each.abstract_syntax != scu.COMMITMENT
+    ]
+    if not wanted:
+        return None
+    with scu.session(case.destination, wanted, case.caller()) as opened:
+        if opened.takes(scu.COMMITMENT):
+            opened.listen(LISTEN_S, lambda: not case.waits)
+        if opened.takes(scu.STUDY_ROOT_FIND) and case.waits:
+            return _missing(case.files, opened)
+    return None
 
 
 def _missing(files: Sequence[Part10], opened: scu.Session) -> list[str]:
@@ -169,10 +212,12 @@ def _found(opened: scu.Session, study_uid: str, series_uid: str) -> set[str]:
     return {str(each.get("SOPInstanceUID", "")) for each in opened.find(wanted)}
 
 
-def _waits(ledger: Ledger, delivery: Delivery) -> bool:
-    return deliveries.find(ledger, delivery.id).state == "sent"
-
-
-def _look_again(ledger: Ledger, config: Config, delivery: Delivery) -> None:
-    pause_s = min(AGAIN_S, config.proof_s)
-    deliveries.wait(ledger, delivery.id, datetime.now(UTC) + timedelta(seconds=pause_s))
+def _look_later(case: Case) -> None:
+    """Ask soon at first, then less often: a quarter of the time that has gone by."""
+    stored_at = case.delivery.stored_at or datetime.now(UTC)
+    pause_s = max(AGAIN_S, _since(stored_at).total_seconds() / 4)
+    deliveries.wait(
+        case.ledger,
+        case.delivery.id,
+        datetime.now(UTC) + timedelta(seconds=min(pause_s, case.config.proof_s)),
+    )

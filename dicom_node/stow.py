@@ -24,6 +24,7 @@ REFERENCED_INSTANCE: Final = "00081155"
 FAILED: Final = "00081198"  # FailedSOPSequence
 FAILURE_REASON: Final = "00081197"
 SOP_INSTANCE: Final = "00080018"
+STORED_ALREADY: Final = 0x0111  # "Duplicate SOP Instance": exactly what we wish
 RETRIED: Final = {408, 425, 429}  # of 4xx; the others are the same tomorrow
 
 
@@ -47,8 +48,9 @@ def send(files: Sequence[Part10], destination: Destination, config: Config) -> N
     with _client(destination, config) as client:
         answer = client.post("studies", headers=headers, content=_body(files, boundary))
     _check(destination, answer, also={409})
-    failed = _failed(answer)
-    if failed or answer.status_code == httpx.codes.CONFLICT:
+    said = _failed(answer)
+    failed = {uid: reason for uid, reason in said.items() if reason != STORED_ALREADY}
+    if failed or (answer.status_code == httpx.codes.CONFLICT and not said):
         told = ", ".join(f"{uid} (0x{reason:04X})" for uid, reason in failed.items()) or "all"
         kind = NotTaken if all(_is_permanent(each) for each in failed.values()) else PeerError
         raise kind(f"{destination} did not store {told}")

@@ -3,8 +3,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from itertools import pairwise
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import drafts
@@ -45,7 +44,7 @@ def pacs(folder: Path, title: str = "PACS", spool: type[Spool] = Spool) -> Itera
 
 
 class Full(Spool):
-    """A PACS without room: it answers 0xA700 to everything."""
+    """A PACS without room: it wants no association."""
 
 
 class Stopping(Spool):
@@ -213,26 +212,25 @@ def test_each_result_is_sent_once_however_often_the_ledger_is_asked(
 # --- not there ----------------------------------------------------------------------------------
 
 
-def test_the_wait_doubles_with_jitter_up_to_an_hour(
+def test_the_longest_wait_doubles_up_to_an_hour_and_the_jitter_is_full(
     ledger: Ledger, config: Config, finish: Callable[..., str]
 ) -> None:
     config = replace(config, delivery_backoff_s=5)
     job_id = finish(dead())
-    waits, shares = [], []
-    for attempt in range(1, 15):
+    shares = []
+    for attempt in range(1, 25):
         start = datetime.now(UTC)
         assert not delivery.deliver(ledger, config, only(ledger, job_id))
         waited = only(ledger, job_id)
-        waits.append((waited.next_at - start).total_seconds())
         assert (waited.state, waited.attempts) == ("pending", attempt)
         planned = min(3600, 5 * 2 ** (attempt - 1))
-        assert 0.8 * planned <= waits[-1] <= planned + 5
-        shares.append(waits[-1] / planned)
-    assert max(waits) <= 3605
-    assert min(shares[4:]) < 0.97
-    assert max(shares[4:]) - min(shares[4:]) > 0.01
-    assert all(later > earlier for earlier, later in pairwise(waits[:10]))
-    assert ledger.due_deliveries() == []
+        wait_s = (waited.next_at - start).total_seconds()
+        assert 0 <= wait_s <= planned + 5
+        shares.append(wait_s / planned)
+    late = shares[8:]  # of an hour: what the attempt itself takes is nothing
+    assert min(late) < 0.5 < max(late)
+    assert max(late) - min(late) > 0.3
+    assert ledger.due_deliveries(datetime.now(UTC) + timedelta(hours=1, seconds=5))
     assert "DEAD@127.0.0.1" in only(ledger, job_id).detail
     assert "cannot be reached" in only(ledger, job_id).detail
 
@@ -243,7 +241,7 @@ def test_the_defaults_outlast_a_weekend() -> None:
         min(backoff.LONGEST_WAIT_S, config.delivery_backoff_s * 2**number)
         for number in range(config.delivery_attempts - 1)
     ]
-    assert 0.8 * sum(waits) > 2.5 * 24 * 3600
+    assert sum(waits) / 2 > 2.5 * 24 * 3600  # full jitter: half of it, on the average
 
 
 def test_the_last_attempt_ends_in_failed_with_the_reason(
@@ -269,7 +267,7 @@ def test_a_pacs_that_refuses_is_quoted(
 ) -> None:
     with pacs(tmp_path, "FULL", Full) as full, pacs(tmp_path) as peer:
         stranger = replace(peer.address, ae_title="STRANGER")
-        for address, told in ((full.address, "0xA700"), (stranger, "rejected the association")):
+        for address, told in ((full.address, "Temporary congestion"), (stranger, "Called AE")):
             job_id = finish(address)
             assert not delivery.deliver(ledger, config, only(ledger, job_id))
             assert told in only(ledger, job_id).detail
@@ -309,7 +307,7 @@ def test_dead_and_silent_destinations_delay_no_other(
             until(lambda: events(ledger, "delivery.sent"))
             told = {str(each["destination"])[:6] for each in events(ledger, "delivery.retry")}
             assert told <= {"DEAD@1"}
-            until(lambda: len(events(ledger, "delivery.retry")) == 9)
+            until(lambda: len({e["destination"] for e in events(ledger, "delivery.retry")}) == 9)
         assert study_of(ledger, job_id)[0] == "done"
         assert {each.state for each in ledger.deliveries(blocked)} == {"pending"}
         details = [each.detail for each in ledger.deliveries(blocked)]
