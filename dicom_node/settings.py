@@ -149,10 +149,10 @@ class Config:
     )
     maximum_attempts: int = _number(3, 1, 100, "times a job is begun before it counts as failed")
     delivery_attempts: int = _number(
-        100, 1, 1000, "times a result is sent to a destination before it is given up"
+        200, 1, 1000, "times a result is sent to a destination before it is given up"
     )
     delivery_backoff_s: float = _number(
-        5.0, SHORTEST_S, HOUR_S, "seconds before the second attempt; doubles up to an hour"
+        5.0, SHORTEST_S, HOUR_S, "most seconds before the second attempt; doubles up to an hour"
     )
     proof_s: float = _number(
         900.0,
