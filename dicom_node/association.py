@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from . import dimse, negotiation
-from .dimse import Answer
+from .dimse import Answer, Ask, Command
 from .services import Services
 from .spool import IMPLEMENTATION_NAME, IMPLEMENTATION_UID
 from .upper_layer import (
@@ -43,6 +43,7 @@ class Association:
         self._connection, self._services = connection, services
         self._objection, self._peer = objection, peer
         self._stored = 0
+        self._asked: Ask | None = None
 
     def run(self) -> None:
         """Serve until it ends.
@@ -76,6 +77,7 @@ class Association:
             for message in self._connection.messages():
                 answer = self._answer(message, proposal, accepted)
                 if answer is not None:
+                    self._asked = answer.ask or self._asked
                     self._connection.respond(message, answer)
         except Aborted:
             return "aborted", ""
@@ -94,6 +96,9 @@ class Association:
         if transfer is None:
             raise Violation(f"context {message.context} was not accepted")
         command, calling = message.command, proposal.calling_ae
+        if command.field & dimse.RESPONSE:
+            self._take_response(command)
+            return None
         if command.field != dimse.C_STORE_RQ:
             return self._services.answer(
                 command.request(bytes(message.data), transfer, calling, self._peer)
@@ -103,6 +108,11 @@ class Association:
         answer = self._services.store(command, message.data, transfer, calling)
         self._stored += answer.status == dimse.SUCCESS
         return answer
+
+    def _take_response(self, command: Command) -> None:
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.done(command.number(dimse.STATUS))
 
 
 def _unspeakable(proposal: Proposal) -> Triple | None:

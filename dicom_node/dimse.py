@@ -5,7 +5,7 @@ what a data set holds: it goes through as the bytes it came in.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,16 +64,29 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What is asked of the peer on its own association, after it has its answer.
+
+    `command` is a whole command set; `done` is called with the status of the response, if it comes.
+    """
+
+    command: bytes
+    data: bytes
+    done: Callable[[int], None]
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a request is answered: status (PS3.7 Annex C), a comment on it, and perhaps a data set.
 
-    `sop_uid` is the instance that an N-CREATE-RQ without one has made.
+    `sop_uid` is the instance that an N-CREATE-RQ without one has made; `ask` is what follows.
     """
 
     status: int = SUCCESS
     comment: str = ""
     data: bytes = b""
     sop_uid: str = ""
+    ask: Ask | None = None
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Offer:
 
     abstract_syntax: str
     transfer_syntaxes: tuple[str, ...]
+    as_scp: bool = False  # whether we would be its SCP, with the roles turned around
 
 
 class Requestor(Connection):
@@ -227,6 +228,11 @@ def _proposal(
         for place, offer in enumerate(offers)
     )
     user = _item(0x51, struct.pack(">I", MAXIMUM_PDU)) + _item(0x52, us[0].encode())
+    # We would be SCP and not SCU (PS3.7 D.3.3.4).
+    user += b"".join(
+        _item(0x54, struct.pack(">H", len(uid)) + uid + b"\x00\x01")
+        for uid in (each.abstract_syntax.encode() for each in offers if each.as_scp)
+    )
     # We invoke up to so many, and perform one at a time (PS3.7 D.3.3.3).
     user += _item(0x53, struct.pack(">HH", WINDOW, 1)) + _item(0x55, us[1].encode())
     body = struct.pack(">Hxx", 1) + titles + bytes(32)

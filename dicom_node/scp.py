@@ -17,7 +17,7 @@ from typing import Final, Self
 from . import tls
 from .association import Association, Triple
 from .config import Config
-from .door import Door, Refusals, Refused, Visitor
+from .door import CONGESTION, Door, Refusals, Refused, Visitor
 from .errors import ConfigError, PeerError, SilentPeer, Unavailable
 from .ledger import Ledger
 from .services import Handler, Services
@@ -49,7 +49,7 @@ class Scp:
         ledger: Ledger,
         added: Mapping[tuple[int, str], Handler] | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._spool = config, spool
         self._services = Services(spool, ledger, added)
         self._door = Door(config)
         self._refusals = Refusals(self._services.remember)
@@ -196,6 +196,8 @@ class Scp:
         def objection(proposal: Proposal) -> Triple | None:
             titles = {"calling_ae": proposal.calling_ae, "called_ae": proposal.called_ae}
             refused = self._door.asked(visitor, proposal.calling_ae, proposal.called_ae)
+            if refused is None and not self._spool.has_room():
+                refused = Refused(*CONGESTION, "no room on the disk")
             if refused is None:
                 return None
             self._refusals.add(visitor.address, refused.reason, **titles)

@@ -161,6 +161,25 @@ class Session:
             told = outgoing.meaning(answer)
             raise PeerError(f"{self._destination} answered N-ACTION with {told}")
 
+    def report_commitment(self, report: Dataset, event_type: int) -> None:
+        """Report as an SCP what we commit to: N-EVENT-REPORT (PS3.4 J.3.3).
+
+        Raises
+        ------
+        PeerError
+            It does not accept or answer it, or with a failure.
+        """
+        elements: dict[int, int | str] = {
+            dimse.AFFECTED_CLASS: COMMITMENT,
+            dimse.COMMAND_FIELD: dimse.N_EVENT_REPORT_RQ,
+            dimse.AFFECTED_INSTANCE: f"{COMMITMENT}.1",
+            dimse.EVENT_TYPE: event_type,
+        }
+        answer = self._ask(COMMITMENT, elements, report).command
+        if answer.number(dimse.STATUS) != dimse.SUCCESS:
+            told = outgoing.meaning(answer)
+            raise PeerError(f"{self._destination} answered N-EVENT-REPORT with {told}")
+
     def listen(self, seconds: float, done: Callable[[], bool]) -> None:
         """Answer what the peer asks on this association, so long or until `done`.
 

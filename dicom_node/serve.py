@@ -153,23 +153,29 @@ def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) ->
 
 
 def _keepers(config: Config, ledger: Ledger, stop: threading.Event) -> list[threading.Thread]:
-    """Give the threads that let go of what is old, and that tell the audit."""
+    """Give the threads that let go of what is old, tell the audit, and report commitments."""
     from . import audit, retention
+    from .commitment_scp import Provider
 
     places = audit.places(config)
     # Before the spool looks for files that the ledger does not know.
     retention.recover(ledger, config)
     expiring = threading.Thread(target=retention.run, args=(ledger, config, stop), name="retention")
     telling = threading.Thread(target=audit.run, args=(ledger, config, places, stop), name="audit")
-    return [expiring, telling]
+    reporting = threading.Thread(
+        target=Provider(config=config, ledger=ledger).run, args=(stop,), name="commitment"
+    )
+    return [expiring, telling, reporting]
 
 
 def _services(config: Config, ledger: Ledger) -> "dict[tuple[int, str], Handler]":
     """Put together what is answered besides C-STORE and C-ECHO."""
     from . import dimse, negotiation, proof
+    from .commitment_scp import Provider
 
     return {
-        (dimse.N_EVENT_REPORT_RQ, negotiation.COMMITMENT): partial(proof.reported, ledger, config)
+        (dimse.N_EVENT_REPORT_RQ, negotiation.COMMITMENT): partial(proof.reported, ledger, config),
+        (dimse.N_ACTION_RQ, negotiation.COMMITMENT): Provider(ledger, config).asked,
     }
 
 

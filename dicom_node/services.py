@@ -6,7 +6,6 @@ answer, and a C-STORE gets 0x0000 only after the spool has returned. Nothing is 
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from . import dimse
 from .dimse import Answer, Command, Request
@@ -18,7 +17,6 @@ from .spool import Announced, Spool
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Answer]
-UNANSWERED: Final = dimse.RESPONSE  # a response to what we did not ask; C-CANCEL has none either
 
 
 class Services:
@@ -70,7 +68,7 @@ class Services:
 
     def answer(self, request: Request) -> Answer | None:
         """Answer anything else; None is no answer."""
-        if request.field & UNANSWERED or request.field == dimse.C_CANCEL_RQ:
+        if request.field == dimse.C_CANCEL_RQ:
             return None
         handler = self._handlers.get((request.field, request.sop_class_uid))
         if handler is None:

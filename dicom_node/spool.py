@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 MB = 1 << 20
 STRIPES = 64
 PARTIAL = ".partial"
+ENOUGH = 1.1  # of the least free space, once there was too little
 IMPLEMENTATION_UID = "2.25.255811243041107938912011350873312270401"
 IMPLEMENTATION_NAME = "LAMED_NODE"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -64,6 +65,7 @@ class Spool:
     def __init__(self, root: Path, ledger: Ledger, *, minimum_free_mb: int) -> None:
         self._root, self._ledger = root.absolute(), ledger
         self._minimum_free = minimum_free_mb * MB
+        self._is_full = False
         self._incoming = self._root / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
         for folder in (self._root, self._root.parent):
@@ -186,9 +188,20 @@ class Spool:
         )
         return self._root / study / series / f"{sop}.dcm"
 
+    def has_room(self) -> bool:
+        """Say whether there is room for more than what is under way.
+
+        Once there was none, there must be a little more than the least: senders that wait are not
+        let in for a single image.
+        """
+        least = self._minimum_free * (ENOUGH if self._is_full else 1)
+        self._is_full = shutil.disk_usage(self._root).free < least
+        return not self._is_full
+
     def _check_room(self, size: int) -> None:
         free = shutil.disk_usage(self._root).free
         if free - size < self._minimum_free:
+            self._is_full = True
             raise OutOfResources(
                 f"{free // MB} MB free, the limit is {self._minimum_free // MB} MB"
             )

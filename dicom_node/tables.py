@@ -41,6 +41,7 @@ studies = Table(
     Column("first_at", String, nullable=False),
     Column("last_at", String, nullable=False),
     Column("expired_at", String),  # when images of it were last removed; None: never
+    Column("expected_instances", Integer),  # that are to come, as its source says; None: unsaid
     Index("studies_by_state", "state", "last_at"),
     Index("studies_by_time", "last_at"),
 )
@@ -83,7 +84,15 @@ jobs = Table(
     Column("sop_uids", String, nullable=False),  # JSON
     Column("summary", String, nullable=False, default="{}"),  # JSON
     Column("expired_at", String),  # when its results were removed; None: they are there
+    Column("priority", String, nullable=False, server_default="normal"),  # urgent | off-peak
+    Column("due_at", String, nullable=False, server_default=""),  # who is due earlier is next
+    Column("not_before", String),  # None: at once
+    Column("window", String, nullable=False, server_default=""),  # HH:MM-HH:MM; empty: always
+    Column("rule", String, nullable=False, server_default=""),  # of the site; empty: none
+    Column("destinations", String, nullable=False, server_default="[]"),  # JSON; none: all
+    Column("lead", String, nullable=False, server_default=""),  # the first job of its round
     Index("jobs_by_state", "state", "created_at"),
+    Index("jobs_by_due", "state", "due_at"),
     Index("jobs_by_study", "study_uid"),
 )
 

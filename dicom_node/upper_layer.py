@@ -170,11 +170,15 @@ class Connection:
                 raise Violation(_unexpected("P-DATA-TF", kind), UNEXPECTED_PDU)
 
     def respond(self, message: Message, answer: Answer) -> None:
-        """Send the response to a message, in pieces that the peer takes."""
-        command = response(message.command, answer)
-        pdus = [*self._pieces(message.context, command, 1)]
-        if answer.data:
-            pdus += self._pieces(message.context, answer.data, 0)
+        """Send the response to a message, and what it asks; in pieces that the peer takes."""
+        self._message(message.context, response(message.command, answer), answer.data)
+        if answer.ask is not None:
+            self._message(message.context, answer.ask.command, answer.ask.data)
+
+    def _message(self, context: int, command: bytes, data: bytes) -> None:
+        pdus = [*self._pieces(context, command, 1)]
+        if data:
+            pdus += self._pieces(context, data, 0)
         self._sock.sendall(b"".join(pdus))
 
     def _pieces(self, context: int, content: bytes, command: int) -> Iterator[bytes]:

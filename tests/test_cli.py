@@ -163,7 +163,7 @@ def test_a_peer_that_is_not_there_or_will_not_is_exit_code_4(
     spool._minimum_free = 1 << 60
     refused = lamed_node("send", full[0].parent, "--to", f"LAMED@127.0.0.1:{scp.port}", "--json")
     assert refused.code == 4
-    assert "0xA700" in refused.data["error"]
+    assert "Temporary congestion" in refused.data["error"]
     assert [each.err.count("\n") for each in (nobody, stranger, refused)] == [1, 1, 1]
 
 

@@ -137,10 +137,23 @@ def test_a_refused_instance_has_status_reason_and_event(
     assert refused.data["status"] == "0xA900"
 
 
-def test_no_room_is_0xa700(config: Config, ledger: Ledger, ct_files: list[Path]) -> None:
-    full = Spool(config.spool_dir, ledger, minimum_free_mb=1 << 30)
-    with Scp(config, full, ledger) as scp, pytest.raises(PeerError, match="0xA700"):
+def test_no_room_is_0xa700_inside_and_keeps_the_next_ones_out(
+    scp: Scp, spool: Spool, ledger: Ledger, ct_files: list[Path]
+) -> None:
+    ae = AE("SCANNER")
+    ae.add_requested_context(CTImageStorage)
+    assoc = ae.associate("127.0.0.1", scp.port, ae_title="LAMED")
+    spool._minimum_free = 1 << 60
+    assert assoc.send_c_store(pydicom.dcmread(ct_files[0])).Status == 0xA700
+    with pytest.raises(PeerError, match="Temporary congestion"):
         send(scp, ct_files)
+    spool._minimum_free = 1 << 20
+    assert assoc.send_c_store(pydicom.dcmread(ct_files[0])).Status == 0x0000
+    assoc.release()
+    send(scp, ct_files)
+    eventually(lambda: "association.rejected" in kinds(ledger))
+    reasons = [each.data["reason"] for each in ledger.events() if "reason" in each.data]
+    assert "no room on the disk" in reasons
 
 
 def test_two_send_at_once(scp: Scp, ledger: Ledger, tmp_path: Path) -> None:
