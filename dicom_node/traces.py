@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +66,17 @@ class Traces:
         if isinstance(value, list):
             return any(map(self.mark, value))
         return isinstance(value, str) and self._in_text(value)
+
+    def may_mark(self, written: str) -> bool:
+        """Tell of JSON as it is written whether a closer look is worth while; most is not."""
+        return self._sought.search(written) is not None
+
+    @cached_property
+    def _sought(self) -> re.Pattern[str]:
+        """What begins each UID of the study, and each text as JSON has it."""
+        roots = {each[: len(each) * 3 // 4] for each in self.uids}
+        texts = {canonical({"": each})[5:-2] for each in self.texts}
+        return re.compile("|".join(map(re.escape, sorted(roots | texts))))
 
     def _in_text(self, text: str) -> bool:
         if text in self.uids or text in self.texts:
@@ -142,7 +154,9 @@ def events_with(connection: Connection, traces: Traces, *, after: int = 0) -> di
 
 
 def _points(row: Row[Any], traces: Traces) -> bool:
-    return row.study_uid in traces.uids or traces.mark(json.loads(row.data))
+    if row.study_uid in traces.uids:
+        return True
+    return traces.may_mark(row.data) and traces.mark(json.loads(row.data))
 
 
 # --- removed --------------------------------------------------------------------------------------
