@@ -4,36 +4,21 @@ Knows the jobs table of the ledger. A worker that falls silent loses its lease a
 the job; a job that was begun too often has failed. Each step and its event are one transaction.
 """
 
-import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
-from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, true, update
+from sqlalchemy import select, true, update
 
-from . import tables
-from .errors import Mismatch
+from . import job_rows, rounds
+from .errors import BadInput
+from .job_rows import SUPERSEDED, Order, State
 from .ledger import Ledger
 from .records import Job, Result, to_job, to_text
 from .transaction import Transaction
+from .window import Window
 
-__all__ = ["Job", "Jobs", "State"]
-
-_table = tables.jobs
-_ANEW = {"state": "queued", "reason": "", "attempts": 0, "worker": "", "finished_at": None}
-_ANEW |= {"expired_at": None}
-
-
-class State(StrEnum):
-    """Where a job stands: queued -> running -> done, failed or rejected."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    REJECTED = "rejected"
+__all__ = ["Job", "Jobs", "Order", "State"]
 
 
 class Jobs:
@@ -53,12 +38,24 @@ class Jobs:
         series: Sequence[Mapping[str, Any]],
         seen: int | None = None,
     ) -> Job:
-        """Add a job, or find the one that has the same key; the study is queued.
+        """Add one job to a study; see `enqueue_all`."""
+        order = Order(protocol, tuple(sop_uids), tuple(series))
+        return self.enqueue_all(study_uid, [order], model_digest=model_digest, seen=seen)[0]
 
-        The key is made of the study, the set of its SOP Instance UIDs, the protocol and the
+    def enqueue_all(
+        self,
+        study_uid: str,
+        orders: Sequence[Order],
+        *,
+        model_digest: str,
+        seen: int | None = None,
+    ) -> list[Job]:
+        """Add the jobs of a study, or find those that have the same keys; the study is queued.
+
+        A key is made of the study, the set of its SOP Instance UIDs, the protocol and the
         digest of the model: the same question about the same images is asked once. Images that
         were replaced under their UIDs are not the same. A job that has failed or whose results have
-        expired is queued again; one that waits for an earlier set of images is superseded.
+        expired is queued again; what waits for an earlier set of images is superseded.
 
         Parameters
         ----------
@@ -66,28 +63,25 @@ class Jobs:
             `Study.arrivals` when the images were looked at: if more came since, the study is open
             again at once. None: nobody looked.
         """
-        instances = sorted(set(sop_uids))
         with self._ledger.transaction() as transaction:
-            replaced = _replaced(transaction, study_uid, instances)
-            key = _key(study_uid, *instances, protocol, model_digest, *replaced)
-            found = _find(transaction, key)
-            transaction.appoint(study_uid, key)
-            if found is None:
-                _supersede(transaction, study_uid, key, _table.c.protocol == protocol)
-                values = {"state": State.QUEUED, "sop_uids": json.dumps(instances)}
-                _add(transaction, key, study_uid, protocol, series, values)
-                transaction.event("job.queued", study_uid=study_uid, job_id=key, protocol=protocol)
+            keyed = {
+                job_rows.key_of(transaction, study_uid, each, model_digest): each for each in orders
+            }
+            keys = list(keyed)
+            transaction.appoint(study_uid, keys[0])
+            protocols = [each.protocol for each in orders]
+            job_rows.supersede(
+                transaction, study_uid, keys, job_rows.TABLE.c.protocol.in_(protocols)
+            )
+            for key, order in keyed.items():
+                job_rows.put(transaction, study_uid, key, order)
+            rounds.lead(transaction, study_uid, keys)
+            jobs = [job_rows.get(transaction, each) for each in keys]
+            if any(each.state == State.QUEUED and not each.attempts for each in jobs):
                 transaction.set_study_state(study_uid, "queued")
-            elif found.state in {State.FAILED, State.REJECTED} or found.expired_at:
-                transaction.forget_results(key)
-                _set(transaction, key, **_ANEW)
-                transaction.event("job.requeued", study_uid=study_uid, job_id=key)
-                transaction.set_study_state(study_uid, "queued")
-            else:
-                transaction.event("job.known", study_uid=study_uid, job_id=key, state=found.state)
-                _restore_study(transaction, found)
+            _restore_study(transaction, study_uid, jobs)
             transaction.reopen_if_overtaken(study_uid, seen)
-            return _get(transaction, key)
+            return jobs
 
     def reject(
         self,
@@ -103,26 +97,35 @@ class Jobs:
         """
         with self._ledger.transaction() as transaction:
             now = to_text(transaction.now)
-            key = _key(study_uid, reason, now)
+            key = job_rows.key(study_uid, reason, now)
             transaction.appoint(study_uid, key)
-            _supersede(transaction, study_uid, key, true())
+            job_rows.supersede(transaction, study_uid, [key], true())
             values = {"state": State.REJECTED, "reason": reason, "finished_at": now}
-            _add(transaction, key, study_uid, "", series, values | {"sop_uids": "[]"})
+            job_rows.add(transaction, key, study_uid, Order("", (), tuple(series)), values)
             transaction.event("job.rejected", study_uid=study_uid, job_id=key, reason=reason)
             transaction.set_study_state(study_uid, "rejected", reason)
             transaction.reopen_if_overtaken(study_uid, seen)
-            return _get(transaction, key)
+            return job_rows.get(transaction, key)
 
     def claim(self, worker: str, lease_s: float) -> Job | None:
-        """Take the oldest job that waits, or whose worker fell silent; None if there is none."""
+        """Take the job that is due first, of those that wait or whose worker fell silent.
+
+        None if there is none. What is off-peak waits for its window.
+        """
         with self._ledger.transaction() as transaction:
             while True:
-                job = _waiting(transaction)
+                job = job_rows.waiting(transaction)
                 if job is None:
                     return None
+                opens = job.window and Window.parse(job.window).opens(transaction.now)
+                if opens:
+                    job_rows.defer(transaction, job, opens)
+                    continue
                 if job.attempts >= self._maximum_attempts:
                     reason = job.reason or "its worker fell silent"
-                    _end(transaction, job, State.FAILED, f"{job.attempts} attempts: {reason}")
+                    job_rows.end(
+                        transaction, job, State.FAILED, f"{job.attempts} attempts: {reason}"
+                    )
                     continue
                 return self._lease(transaction, job, worker, lease_s)
 
@@ -130,7 +133,11 @@ class Jobs:
         """Renew a lease; False if it was lost to another worker."""
         with self._ledger.transaction() as transaction:
             until = to_text(transaction.now + timedelta(seconds=lease_s))
-            renewed = update(_table).where(_held(job_id, worker)).values(lease_until=until)
+            renewed = (
+                update(job_rows.TABLE)
+                .where(job_rows.held(job_id, worker))
+                .values(lease_until=until)
+            )
             return transaction.connection.execute(renewed).rowcount == 1
 
     def finish(self, job_id: str, worker: str, state: State, reason: str = "") -> None:
@@ -142,7 +149,7 @@ class Jobs:
             The job is not held by this worker any more.
         """
         with self._ledger.transaction() as transaction:
-            _end(transaction, _need(transaction, job_id, worker), state, reason)
+            job_rows.end(transaction, job_rows.need(transaction, job_id, worker), state, reason)
 
     def complete(
         self,
@@ -165,11 +172,12 @@ class Jobs:
             The job is not held by this worker any more.
         """
         with self._ledger.transaction() as transaction:
-            job = _need(transaction, job_id, worker)
+            job = job_rows.need(transaction, job_id, worker)
             if record is not None:
                 transaction.event("job.record", study_uid=job.study_uid, job_id=job_id, **record)
             transaction.record_results(job, results, plan, summary)
-            _end(transaction, job, State.DONE, "")
+            job_rows.end(transaction, job, State.DONE, "")
+            rounds.settle(transaction, job.study_uid)
 
     def release(self, job_id: str, worker: str, reason: str) -> None:
         """Put a job back into the queue; its attempts are used up in the end.
@@ -180,15 +188,81 @@ class Jobs:
             The job is not held by this worker any more.
         """
         with self._ledger.transaction() as transaction:
-            job = _need(transaction, job_id, worker)
+            job = job_rows.need(transaction, job_id, worker)
             if job.attempts >= self._maximum_attempts:
-                _end(transaction, job, State.FAILED, f"{job.attempts} attempts: {reason}")
+                job_rows.end(transaction, job, State.FAILED, f"{job.attempts} attempts: {reason}")
                 return
-            _set(
+            job_rows.change(
                 transaction, job_id, state=State.QUEUED, worker="", lease_until=None, reason=reason
             )
             transaction.event("job.released", study_uid=job.study_uid, job_id=job_id, reason=reason)
             transaction.advance_for(job_id, ("processing",), "queued")
+
+    def prioritize(self, job_id: str, priority: str, *, by: str) -> Job:
+        """Give a job that waits another priority; one that runs goes on as it is.
+
+        Raises
+        ------
+        BadInput
+            There is no such job, or it does not wait.
+        """
+        with self._ledger.transaction() as transaction:
+            job = job_rows.of_state(transaction, job_id, State.QUEUED)
+            kept = {} if priority == job.priority else {"window": "", "not_before": None}
+            due_at = job_rows.due(job.created_at, priority)
+            job_rows.change(transaction, job_id, priority=priority, due_at=due_at, **kept)
+            told = {"priority": priority, "before": job.priority, "by": by}
+            transaction.event("job.prioritized", study_uid=job.study_uid, job_id=job_id, **told)
+            return job_rows.get(transaction, job_id)
+
+    def cancel(self, job_id: str, *, by: str) -> Job:
+        """End a job that waits; raises as `prioritize`."""
+        with self._ledger.transaction() as transaction:
+            job = job_rows.of_state(transaction, job_id, State.QUEUED)
+            job_rows.end(transaction, job, State.REJECTED, f"cancelled by {by}", "job.cancelled")
+            return job_rows.get(transaction, job_id)
+
+    def retry(self, job_id: str, *, by: str) -> Job:
+        """Queue a job again that has failed, or was refused or cancelled.
+
+        Raises
+        ------
+        BadInput
+            There is no such job, it is none that can be done, or a later one took its place.
+        """
+        with self._ledger.transaction() as transaction:
+            job = job_rows.of_state(transaction, job_id, State.FAILED, State.REJECTED)
+            if not job.protocol:
+                raise BadInput(
+                    f"job {job_id} has no protocol; `process` decides about its study anew"
+                )
+            if job.reason.startswith(SUPERSEDED):
+                raise BadInput(f"job {job_id} is {job.reason}")
+            told = {"study_uid": job.study_uid, "job_id": job_id}
+            transaction.forget_results(job_id)
+            job_rows.change(
+                transaction,
+                job_id,
+                **job_rows.ANEW,
+                due_at=job_rows.due(transaction.now, job.priority),
+            )
+            transaction.event("job.requeued", **told, by=by)
+            if job_id not in {
+                each.id for each in rounds.members(transaction.connection, job.study_uid)
+            }:
+                rounds.lead(transaction, job.study_uid, [job_id])
+            transaction.advance_for(job_id, ("done", "failed", "rejected", "delivering"), "queued")
+            return job_rows.get(transaction, job_id)
+
+    def listed(self, states: Collection[str] = (), limit: int = 200) -> list[Job]:
+        """List jobs, those that are due first first; of these states, or of any."""
+        wanted = select(job_rows.TABLE).order_by(
+            job_rows.TABLE.c.due_at, job_rows.TABLE.c.created_at, job_rows.TABLE.c.id
+        )
+        if states:
+            wanted = wanted.where(job_rows.TABLE.c.state.in_(states))
+        with self._ledger.reading() as connection:
+            return [to_job(row) for row in connection.execute(wanted.limit(limit)).all()]
 
     def get(self, job_id: str) -> Job | None:
         """Find a job; None if there is none with this key."""
@@ -199,7 +273,7 @@ class Jobs:
         return self._ledger.jobs(study_uid)
 
     def _lease(self, transaction: Transaction, job: Job, worker: str, lease_s: float) -> Job:
-        _set(
+        job_rows.change(
             transaction,
             job.id,
             state=State.RUNNING,
@@ -216,108 +290,22 @@ class Jobs:
             attempt=job.attempts + 1,
         )
         transaction.advance_for(job.id, ("queued",), "processing")
-        return _get(transaction, job.id)
+        return job_rows.get(transaction, job.id)
 
 
-def _end(transaction: Transaction, job: Job, state: State, reason: str, kind: str = "") -> None:
-    finished_at = to_text(transaction.now)
-    _set(transaction, job.id, state=state, reason=reason, lease_until=None, finished_at=finished_at)
-    transaction.event(kind or f"job.{state}", study_uid=job.study_uid, job_id=job.id, reason=reason)
-    if state in {State.FAILED, State.REJECTED}:
-        transaction.advance_for(job.id, ("queued", "processing"), str(state), reason)
-
-
-def _supersede(
-    transaction: Transaction, study_uid: str, key: str, which: ColumnElement[bool]
-) -> None:
-    """End the jobs of a study that wait, also those whose worker fell silent."""
-    waiting = select(_table).where(_table.c.study_uid == study_uid, which, _claimable(transaction))
-    for row in transaction.connection.execute(waiting).all():
-        reason = f"superseded by job {key}"
-        _end(transaction, to_job(row), State.REJECTED, reason, "job.superseded")
-
-
-def _replaced(
-    transaction: Transaction, study_uid: str, instances: Collection[str]
-) -> tuple[str, ...]:
-    """Count the earlier versions of these instances; nothing if there are none."""
-    table = tables.instances.c
-    earlier = transaction.connection.scalars(
-        select(table.sop_uid).where(table.study_uid == study_uid, table.superseded)
-    )
-    count = len([each for each in earlier if each in set(instances)])
-    return (str(count),) if count else ()
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-def _add(
-    transaction: Transaction,
-    key: str,
-    study_uid: str,
-    protocol: str,
-    series: Sequence[Mapping[str, Any]],
-    values: Mapping[str, Any],
-) -> None:
-    transaction.connection.execute(
-        _table.insert().values(
-            id=key,
-            study_uid=study_uid,
-            protocol=protocol,
-            created_at=to_text(transaction.now),
-            series=json.dumps(list(series), ensure_ascii=False),
-            **values,
-        )
-    )
-
-
-def _set(transaction: Transaction, job_id: str, **values: object) -> None:
-    transaction.connection.execute(update(_table).where(_table.c.id == job_id).values(**values))
-
-
-def _find(transaction: Transaction, job_id: str) -> Job | None:
-    row = transaction.connection.execute(select(_table).where(_table.c.id == job_id)).one_or_none()
-    return None if row is None else to_job(row)
-
-
-def _get(transaction: Transaction, job_id: str) -> Job:
-    return to_job(transaction.connection.execute(select(_table).where(_table.c.id == job_id)).one())
-
-
-def _waiting(transaction: Transaction) -> Job | None:
-    row = transaction.connection.execute(
-        select(_table).where(_claimable(transaction)).order_by(_table.c.created_at).limit(1)
-    ).one_or_none()
-    return None if row is None else to_job(row)
-
-
-def _claimable(transaction: Transaction) -> ColumnElement[bool]:
-    silent = and_(_table.c.state == State.RUNNING, _table.c.lease_until < to_text(transaction.now))
-    return or_(_table.c.state == State.QUEUED, silent)
-
-
-def _held(job_id: str, worker: str) -> ColumnElement[bool]:
-    """Whether this worker holds the job: an expired lease counts until another has taken it."""
-    return and_(_table.c.id == job_id, _table.c.worker == worker, _table.c.state == State.RUNNING)
-
-
-def _need(transaction: Transaction, job_id: str, worker: str) -> Job:
-    row = transaction.connection.execute(select(_table).where(_held(job_id, worker))).one_or_none()
-    if row is None:
-        raise Mismatch(f"job {job_id} is not held by {worker}")
-    return to_job(row)
-
-
-def _restore_study(transaction: Transaction, job: Job) -> None:
-    """Bring a re-opened study back to where its job stands: nothing new had come."""
+def _restore_study(transaction: Transaction, study_uid: str, jobs: Sequence[Job]) -> None:
+    """Bring a study that was decided upon to where its jobs stand, also if nothing new had come."""
+    for each in jobs:
+        if each.state == State.DONE:
+            transaction.restart_deliveries(each.id)
+    if rounds.settle(transaction, study_uid, anew=True):
+        return
+    (job,) = jobs
     if job.state == State.RUNNING:
         transaction.advance_study(job.study_uid, ("receiving",), "queued")
         transaction.advance_study(job.study_uid, ("queued",), "processing")
     elif job.state == State.DONE:
         transaction.advance_study(job.study_uid, ("receiving",), "delivering")
-        transaction.restart_deliveries(job.id)
         transaction.end_deliveries(job.id)
     else:
         transaction.advance_study(job.study_uid, ("receiving",), "queued")

@@ -36,6 +36,7 @@ class Study:
     opened_at: datetime  # when the present reception began
     arrivals: int  # instances ever recorded: tells whether more came since one looked
     expired_at: datetime | None = None  # when images of it were last removed; None: never
+    expected_instances: int | None = None  # that are to come, as its source says; None: unsaid
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Job:
     sop_uids: tuple[str, ...]
     summary: dict[str, Any]
     expired_at: datetime | None = None  # when its results were removed; None: they are there
+    priority: str = "normal"  # urgent | normal | off-peak
+    due_at: str = ""  # who is due earlier is next
+    not_before: datetime | None = None  # None: at once
+    window: str = ""  # HH:MM-HH:MM in local time in which it is read; empty: always
+    rule: str = ""  # of the site that asked for it; empty: none
+    destinations: tuple[str, ...] = ()  # that get its results; none: all
+    lead: str = ""  # the first job of its round; empty: itself
 
 
 @dataclass(frozen=True)
@@ -136,11 +144,12 @@ def canonical(data: Mapping[str, Any]) -> str:
 def to_job(row: Row[Any]) -> Job:
     """Read a row of the jobs table."""
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
-    for name in ("lease_until", "started_at", "finished_at", "expired_at"):
+    for name in ("lease_until", "started_at", "finished_at", "expired_at", "not_before"):
         values[name] = values[name] and datetime.fromisoformat(values[name])
     values["created_at"] = datetime.fromisoformat(values["created_at"])
     values["series"] = tuple(json.loads(values["series"]))
     values["sop_uids"] = tuple(json.loads(values["sop_uids"]))
+    values["destinations"] = tuple(json.loads(values["destinations"]))
     values["summary"] = json.loads(values["summary"])
     return Job(**values)
 

@@ -6,15 +6,14 @@ refused study is seen by a person, a study read as another region is not.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
 
 from pydicom.uid import UID
 
 from .errors import NoRoute
+from .regions import LETTER, Rule, apart, named, plain, regions_in, regions_of
 from .series import VOLUMES, SeriesSummary, summarize
 
 __all__ = [
@@ -27,41 +26,6 @@ __all__ = [
     "summarize",
 ]
 
-# PS3.16 Annex L: terms for several regions at once.
-COMPOUNDS = {
-    "ABDOMENPELVIS": "ABDOMEN PELVIS",
-    "CHESTABDOMEN": "CHEST ABDOMEN",
-    "CHESTABDPELVIS": "CHEST ABDOMEN PELVIS",
-    "HEADNECK": "HEAD NECK",
-    "NECKCHEST": "NECK CHEST",
-    "NECKCHESTABDOMEN": "NECK CHEST ABDOMEN",
-    "NECKCHESTABDPELV": "NECK CHEST ABDOMEN PELVIS",
-}
-# What a word says of the region, whether or not a rule is for it: a series that names one region
-# is not read as another because the study as a whole names that too ("CT head and chest").
-REGIONS = {
-    "head": """head brain skull cranium cranial cerebral kopf schädel gehirn hirn tête crâne cerveau
-        cabeza cráneo cerebro testa encefalo голова головы мозг мозга череп 头 頭 脑 脳 颅""",
-    "face": "face facial jaw mandible orbit orbits sinus sinuses nnh pituitary sella",
-    "neck": "neck hals cou cuello collo шея шеи larynx pharynx thyroid carotid 颈 頸",
-    "chest": """chest thorax thoracic thoraco lung lungs pulmonary mediastinum lunge thorakal poumon
-        poumons thoracique tórax torace pulmón pulmones polmone грудь груди грудная грудной легкие
-        легких огк 胸 肺""",
-    "abdomen": """abdomen abdominal abd liver kidney kidneys renal pancreas spleen bauch oberbauch
-        leber niere nieren milz abdominale foie rénal hígado addome fegato colon живот брюшная
-        брюшной печень почки обп 腹 肝""",
-    "pelvis": """pelvis pelvic becken unterbauch bassin pelvien bacino таз таза prostate prostata
-        uterus bladder blase rectum 盆""",
-    "spine": """spine spinal vertebral cspine tspine lspine sspine cervical lumbar sacrum hws bws
-        lws wirbelsäule rachis columna colonna позвоночник позвоночника 椎""",
-    "limb": """hip hips hüfte hanche cadera anca shoulder schulter épaule hombro spalla плечо elbow
-        wrist hand finger foot ankle toe leg legs bein calf thigh femur femoral tibia knee knie
-        genou rodilla ginocchio колено arm forearm humerus humeral extremity 膝 肩 髋""",
-    "heart": "heart herz coeur corazón cuore сердце coronary koronar",
-    "breast": "breast mamma mammae",
-}
-TRUNK = ("head", "neck", "chest", "abdomen", "pelvis")  # one scan is of one stretch of it
-LETTER = r"[^\W\d_]"
 LOCALIZER = re.compile(
     rf"(?<!{LETTER})(locali[sz]\w*|lokalis\w*|loc|scouts?|topo|topogram\w*|surview|survey|scanogra\w*"
     rf"|tripilot|ubersicht\w*|топограм\w*|локала\w*)(?!{LETTER})|(定位|位置決)"
@@ -74,7 +38,6 @@ PROJECTION = re.compile(
 SHARP_KERNEL = re.compile(r"\b[a-z]{1,2}(5[5-9]|[6-9]\d)[a-z]?\b|fc[358]\d", re.IGNORECASE)
 SHARP = re.compile(r"lung|pulm|bone|knochen|sharp|edge", re.IGNORECASE)
 MAP = re.compile(r"adc|trace|dwi|dti|diff|perf|phase|swi|map\b|tof|angio", re.IGNORECASE)
-FIRST_CJK = "\u2e80"
 MERITS = (
     "original images",
     "axial slices",
@@ -82,21 +45,6 @@ MERITS = (
     "more slices",
     "thinner slices",
 )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Which studies a protocol is for.
-
-    ``body_parts`` are values of Body Part Examined (PS3.16 Annex L), ``keywords`` words of
-    descriptions; a series needs one of either. Of two rules that fit the earlier one is taken.
-    """
-
-    protocol: str
-    modality: str
-    body_parts: tuple[str, ...]
-    keywords: tuple[str, ...]
-    minimum_slices: int
 
 
 @dataclass(frozen=True)
@@ -171,7 +119,7 @@ def route(series: Sequence[SeriesSummary], rules: Sequence[Rule], *, fallback: s
     """
     series = sorted(series, key=lambda each: each.uid)
     asked = all(rule.protocol == fallback for rule in rules)
-    refused = {each.uid: next(_refusals(each, rules, asked=asked), "") for each in series}
+    refused = {each.uid: next(refusals(each, rules, asked=asked), "") for each in series}
     readable = [each for each in series if not refused[each.uid]]
     claims = [claim for each in readable for claim in _claims(each, rules)]
     if not claims:
@@ -194,7 +142,7 @@ def route(series: Sequence[SeriesSummary], rules: Sequence[Rule], *, fallback: s
     )
 
 
-def _refusals(series: SeriesSummary, rules: Sequence[Rule], *, asked: bool) -> Iterator[str]:
+def refusals(series: SeriesSummary, rules: Sequence[Rule], *, asked: bool) -> Iterator[str]:
     """Say why a series can be read by no protocol at all; nothing if one might."""
     wanted = sorted({rule.modality for rule in rules})
     if series.sop_class_uid not in VOLUMES:
@@ -227,37 +175,38 @@ def _oddities(series: SeriesSummary) -> Iterator[str]:
 def _claims(series: SeriesSummary, rules: Sequence[Rule]) -> list[_Claim]:
     """Find the rules that may read a series, by the surest thing it says."""
     mine = [rule for rule in rules if rule.modality == series.modality]
-    body, said = _named(series.body_part, mine), _named(series.description, mine)
+    body, said = named(series.body_part, mine), named(series.description, mine)
     if body:
         # Of several regions in Body Part Examined the series may be one.
-        named = [rule for rule in body if rule in said] or body
+        both = [rule for rule in body if rule in said] or body
         why = f"Body Part Examined is {series.body_part!r}"
-        return [_Claim(series, rule, _Strength.BODY_PART, why) for rule in named]
+        return [_Claim(series, rule, _Strength.BODY_PART, why) for rule in both]
     if said:
         why = f"the series is called {series.description!r}"
         return [_Claim(series, rule, _Strength.DESCRIPTION, why) for rule in said]
-    study = _of_study(series)
-    own = _regions(f"{series.body_part} {series.description}")
+    study = of_study(series)
+    own = regions_in(f"{series.body_part} {series.description}")
     why = f"the study is called {study!r}"
     return [
         _Claim(series, rule, _Strength.STUDY, why)
-        for rule in _named(study, mine)
-        if own <= _regions_of(rule)
+        for rule in named(study, mine)
+        if own <= regions_of(rule)
     ]
 
 
 def _last_claims(series: SeriesSummary, rules: Sequence[Rule], *, asked: bool) -> list[_Claim]:
     """Let the fallback read what names no region, or another one if somebody asks for it."""
-    named = _regions(f"{series.body_part} {series.description} {_of_study(series)}")
+    told = regions_in(f"{series.body_part} {series.description} {of_study(series)}")
     why = "it is asked for" if asked else "the region is unknown, this is the fallback"
     return [
         _Claim(series, rule, _Strength.FALLBACK, why)
         for rule in rules
-        if rule.modality == series.modality and (asked or named <= _regions_of(rule))
+        if rule.modality == series.modality and (asked or told <= regions_of(rule))
     ]
 
 
-def _of_study(series: SeriesSummary) -> str:
+def of_study(series: SeriesSummary) -> str:
+    """Give what a series says of its study as a whole."""
     return f"{series.study_description} {series.protocol_name}".strip()
 
 
@@ -266,64 +215,18 @@ def _contradicts(series: SeriesSummary, rules: Sequence[Rule]) -> bool:
 
     That is often set once for a whole exam: it says too little then, and the wrong thing of some.
     """
-    body, said = _named(series.body_part, rules), _named(series.description, rules)
-    part, told = _regions(series.body_part), _regions(series.description)
+    body, said = named(series.body_part, rules), named(series.description, rules)
+    part, told = regions_in(series.body_part), regions_in(series.description)
     if body and said:
         return not any(rule in body for rule in said)
-    own = frozenset().union(*map(_regions_of, body or said))
+    own = frozenset().union(*map(regions_of, body or said))
     # A rule may know words that are of no region, such as a sequence.
     return bool(told - own) if body else bool(own and part and not part & (told | own))
 
 
-def _named(text: str, rules: Sequence[Rule]) -> list[Rule]:
-    """Find the rules whose region a text names, as a scan of which they are a part."""
-    regions, words, plain = _regions(text), _words(_expanded(text)), _plain(text)
-    stretch = sorted(TRUNK.index(each) for each in regions if each in TRUNK)
-    if stretch and len(stretch) <= stretch[-1] - stretch[0] and "to" not in words:
-        return []
-    return [
-        rule
-        for rule in rules
-        # A thoracic spine is no chest.
-        if regions - {*TRUNK} <= _regions_of(rule)
-        # Chinese and Japanese are written without spaces: there a keyword may stand anywhere.
-        and any(
-            _plain(each) in plain if max(each) >= FIRST_CJK else _words(each) <= words
-            for each in (*rule.body_parts, *rule.keywords)
-        )
-    ]
-
-
-def _regions(text: str) -> frozenset[str]:
-    """Tell which regions a text names."""
-    words, plain = _words(_expanded(text)), _plain(text)
-    return frozenset(
-        region
-        for region, known in _region_words().items()
-        if known & words or any(each in plain for each in known if each >= FIRST_CJK)
-    )
-
-
-@cache
-def _region_words() -> dict[str, frozenset[str]]:
-    return {region: frozenset(_plain(known).split()) for region, known in REGIONS.items()}
-
-
-@cache
-def _regions_of(rule: Rule) -> frozenset[str]:
-    """Tell which regions the words of a rule name; a term for several is not its own."""
-    return frozenset().union(
-        *(
-            _regions(each)
-            for each in (*rule.body_parts, *rule.keywords)
-            if each.upper() not in COMPOUNDS
-        )
-    )
-
-
 def _found(pattern: re.Pattern[str], texts: Sequence[str]) -> str:
     """Give what a pattern finds in texts, as they are written and with CamelCase apart."""
-    forms = [form for each in texts for form in (_plain(each), _plain(_apart(each)))]
+    forms = [form for each in texts for form in (plain(each), plain(apart(each)))]
     found = {match.group() for form in forms for match in pattern.finditer(form)}
     return ", ".join(sorted(found))
 
@@ -387,15 +290,28 @@ def _choices(
 
 def _merit(series: SeriesSummary) -> tuple[bool, bool, bool, int, float]:
     """Rank series of one region; the places are named in `MERITS`."""
-    original = "ORIGINAL" in map(str.upper, series.image_type)
-    if series.modality == "CT":
-        # "Lung" in a description is the region as often as the kernel.
-        said = series.kernel or series.description
-        fitting = not (SHARP_KERNEL.search(series.kernel) or SHARP.search(said))
-    else:
-        fitting = not MAP.search(f"{series.description} {' '.join(series.image_type)}")
     thickness_mm = series.slice_thickness_mm or 99.0
-    return original, series.axial is not False, fitting, series.slices, -thickness_mm
+    return (
+        is_original(series),
+        series.axial is not False,
+        is_plain(series),
+        series.slices,
+        -thickness_mm,
+    )
+
+
+def is_original(series: SeriesSummary) -> bool:
+    """Tell whether its images are as the scanner made them (PS3.3 C.7.6.1.1.2)."""
+    return "ORIGINAL" in map(str.upper, series.image_type)
+
+
+def is_plain(series: SeriesSummary) -> bool:
+    """Tell whether a CT has a soft kernel, and an MR is no map."""
+    if series.modality != "CT":
+        return not MAP.search(f"{series.description} {' '.join(series.image_type)}")
+    # "Lung" in a description is the region as often as the kernel.
+    said = series.kernel or series.description
+    return not (SHARP_KERNEL.search(series.kernel) or SHARP.search(said))
 
 
 def _praise(series: SeriesSummary) -> str:
@@ -410,22 +326,3 @@ def _praise(series: SeriesSummary) -> str:
     if series.slice_thickness_mm:
         facts.append(f"{series.slice_thickness_mm:g} mm")
     return ", ".join(facts)
-
-
-def _expanded(text: str) -> str:
-    return " ".join(COMPOUNDS.get(each.upper(), each) for each in text.split())
-
-
-def _words(text: str) -> set[str]:
-    """Split into lower-case words without accents; ``_``, digits and CamelCase separate too."""
-    return set(re.findall(rf"{LETTER}+", _plain(_apart(text))))
-
-
-def _apart(text: str) -> str:
-    apart = re.sub(r"(?<=[a-zà-öø-ÿа-яё])(?=[A-ZÀ-ÖØ-ÞА-ЯЁ])", " ", text)
-    return re.sub(r"(?<=[A-Z])(?=[A-Z][a-z])", " ", apart)
-
-
-def _plain(text: str) -> str:
-    plain = unicodedata.normalize("NFKD", text.strip().casefold())
-    return "".join(each for each in plain if not unicodedata.combining(each))

@@ -7,14 +7,15 @@ Never decodes pixels, and knows no protocol: what is done with a series is decid
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from .instance import Instance
 
@@ -43,6 +44,7 @@ KEYWORDS = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "ConvolutionKernel",
+    "ContrastBolusAgent",
     # Enhanced objects keep geometry in the functional groups (PS3.3 C.7.6.16).
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
@@ -50,6 +52,8 @@ KEYWORDS = (
 TAGS = [tag for tag in map(tag_for_keyword, KEYWORDS) if tag is not None]
 AXIAL = 0.8  # cosine between the slice normal and the patient's long axis
 SAME_MM = 0.01  # positions nearer than this are one
+PLANES = ("sagittal", "coronal", "axial")  # by the axis of the patient that a slice lies across
+LONGEST = 1024  # characters of a value that are kept
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ class SeriesSummary:
     axial: bool | None = None  # None: no orientation
     kernel: str = ""
     unreadable: str = ""  # why its headers cannot be read
+    plane: str = ""  # axial, coronal, sagittal or oblique; empty: no orientation
+    coverage_mm: float | None = None  # from the outer face of its first slice to that of its last
+    contrast_agent: str = ""
+    # Of the image in the middle, by keyword: what was asked for and is there.
+    values: Mapping[str, tuple[str | float, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def instance_count(self) -> int:
@@ -78,20 +87,39 @@ class SeriesSummary:
         return len(self.sop_uids)
 
 
-def summarize(instances: Sequence[Instance]) -> list[SeriesSummary]:
+def summarize(instances: Sequence[Instance], keywords: Collection[str] = ()) -> list[SeriesSummary]:
     """Read the headers of a study and tell of each series, in the order of their UIDs.
 
     Every header of a CT or MR series is read, because only all of them tell whether several
-    images lie at one place; of any other series none is.
+    images lie at one place; of any other series none is, or one if `keywords` are asked for.
+
+    Parameters
+    ----------
+    keywords
+        Attributes whose values are wanted besides.
     """
     ordered = sorted(instances, key=lambda each: (each.series_uid, each.sop_uid))
     return [
-        _summary(uid, list(members))
+        _summary(uid, list(members), keywords)
         for uid, members in groupby(ordered, key=lambda each: each.series_uid)
     ]
 
 
-def _summary(uid: str, members: Sequence[Instance]) -> SeriesSummary:
+def of_header(header: Dataset, keywords: Collection[str] = ()) -> SeriesSummary:
+    """Tell of a series what one of its images says."""
+    known = SeriesSummary(
+        _text(header, "SeriesInstanceUID"),
+        _text(header, "Modality"),
+        _text(header, "SOPClassUID"),
+        study_description=_text(header, "StudyDescription"),
+        sop_uids=(_text(header, "SOPInstanceUID"),),
+    )
+    if known.sop_class_uid not in VOLUMES:
+        return replace(known, values=_values(header, keywords))
+    return _told(known, [header], keywords)
+
+
+def _summary(uid: str, members: Sequence[Instance], keywords: Collection[str]) -> SeriesSummary:
     classes = Counter(each.sop_class_uid for each in members)
     sop_class_uid = max(classes, key=lambda each: (each in VOLUMES, classes[each]))
     images = [each for each in members if each.sop_class_uid == sop_class_uid]
@@ -103,20 +131,29 @@ def _summary(uid: str, members: Sequence[Instance]) -> SeriesSummary:
         study_description=middle.study_description,
         sop_uids=sop_uids,
     )
-    if sop_class_uid not in VOLUMES:
+    if sop_class_uid not in VOLUMES and not keywords:
         return known
+    tags = [*TAGS, *(tag for tag in map(tag_for_keyword, keywords) if tag is not None)]
     try:
-        return _told(known, [_header(each) for each in images])
+        if sop_class_uid not in VOLUMES:
+            return replace(known, values=_values(_header(middle, tags), keywords))
+        return _told(known, [_header(each, tags) for each in images], keywords)
     except Exception as error:  # noqa: BLE001 - the edge of one series: the others are to be read
         log.warning("series.unreadable", extra={"series": uid, "error": type(error).__name__})
         why = f"{type(error).__name__} in one of its {len(images)} headers"
         return replace(known, unreadable=why)
 
 
-def _told(known: SeriesSummary, headers: Sequence[Dataset]) -> SeriesSummary:
+def _told(
+    known: SeriesSummary, headers: Sequence[Dataset], keywords: Collection[str]
+) -> SeriesSummary:
     """Add what the headers say; the one in the middle speaks for the series."""
     header = headers[len(headers) // 2]
     places = [place for each in headers for place in _places(each)]
+    thickness_mm, normal = _thickness(header), _normal(header)
+    values = _values(header, keywords)
+    if thickness_mm is not None and "SliceThickness" in keywords:
+        values["SliceThickness"] = (thickness_mm,)  # Enhanced objects have it elsewhere
     return replace(
         known,
         modality=_text(header, "Modality"),
@@ -128,14 +165,33 @@ def _told(known: SeriesSummary, headers: Sequence[Dataset]) -> SeriesSummary:
         image_type=tuple(dict.fromkeys(v for each in headers for v in _texts(each, "ImageType"))),
         slices=sum(frames for _, frames in places),
         positions=None if any(at is None for at, _ in places) else len({at for at, _ in places}),
-        slice_thickness_mm=_thickness(header),
-        axial=_axial(header),
+        slice_thickness_mm=thickness_mm,
+        axial=None if normal is None else abs(normal[2]) > AXIAL,
+        plane=_plane(normal),
+        coverage_mm=_coverage([at for at, _ in places], normal, thickness_mm),
+        contrast_agent=_text(header, "ContrastBolusAgent"),
         kernel=" ".join(_texts(header, "ConvolutionKernel")),
+        values=values,
     )
 
 
-def _header(instance: Instance) -> Dataset:
-    return pydicom.dcmread(instance.path, stop_before_pixels=True, specific_tags=TAGS)
+def _header(instance: Instance, tags: list[int]) -> Dataset:
+    return pydicom.dcmread(instance.path, stop_before_pixels=True, specific_tags=tags)
+
+
+def _values(header: Dataset, keywords: Collection[str]) -> dict[str, tuple[str | float, ...]]:
+    """Give the values that are asked for and there, numbers as such."""
+    found = {}
+    for keyword in keywords:
+        value = _value(header, keyword)
+        several = value if isinstance(value, list | tuple | MultiValue) else [value]
+        known = [each for each in several if each is not None and str(each).strip()]
+        if known:
+            found[keyword] = tuple(
+                float(each) if isinstance(each, int | float) else str(each).strip()[:LONGEST]
+                for each in known
+            )
+    return found
 
 
 def _value(header: Dataset, keyword: str) -> Any:  # noqa: ANN401 - pydicom's values are of any type
@@ -205,10 +261,32 @@ def _thickness(header: Dataset) -> float | None:
     return thickness[0] if thickness else None
 
 
-def _axial(header: Dataset) -> bool | None:
+def _normal(header: Dataset) -> tuple[float, float, float] | None:
+    """Give the direction across the slices; None if there is no orientation."""
     orientation = _shared(header, "PlaneOrientationSequence", "ImageOrientationPatient")
     cosines = _numbers(orientation)
     if cosines is None or len(cosines) != 6:  # noqa: PLR2004 - two directions of three
         return None
-    x1, y1, _, x2, y2, _ = cosines
-    return abs(x1 * y2 - y1 * x2) > AXIAL
+    x1, y1, z1, x2, y2, z2 = cosines
+    return y1 * z2 - z1 * y2, z1 * x2 - x1 * z2, x1 * y2 - y1 * x2
+
+
+def _plane(normal: tuple[float, float, float] | None) -> str:
+    if normal is None:
+        return ""
+    return next(
+        (name for name, along in zip(PLANES, normal, strict=True) if abs(along) > AXIAL), "oblique"
+    )
+
+
+def _coverage(
+    places: Sequence[tuple[int, ...] | None],
+    normal: tuple[float, float, float] | None,
+    thickness_mm: float | None,
+) -> float | None:
+    """Measure a stack across its slices; None if it is not said where they lie."""
+    known = [at for at in places if at is not None and len(at) == 3]  # noqa: PLR2004 - x, y, z
+    if normal is None or not known or len(known) < len(places):
+        return None
+    along = [sum(a * b for a, b in zip(at, normal, strict=True)) * SAME_MM for at in known]
+    return max(along) - min(along) + (thickness_mm or 0.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, literal_column, select, update
 
-from . import chain, tables
+from . import chain, rounds, tables
 from .errors import BadInput, Mismatch
 from .instance import PICTURES, Instance
 from .prepared import Prepared
@@ -18,8 +18,8 @@ from .records import DELIVERED, Job, Result, canonical, to_result, to_text
 
 # From which states a study may come to which: anything else is a bug, and is refused.
 TRANSITIONS: Mapping[str, frozenset[str]] = {
-    "receiving": frozenset({"queued", "delivering", "rejected", "failed"}),
-    "queued": frozenset({"processing", "rejected", "failed", "receiving"}),
+    "receiving": frozenset({"queued", "delivering", "done", "rejected", "failed"}),
+    "queued": frozenset({"processing", "delivering", "done", "rejected", "failed", "receiving"}),
     "processing": frozenset({"queued", "delivering", "done", "rejected", "failed", "receiving"}),
     "delivering": frozenset({"done", "failed", "queued", "receiving"}),
     "done": frozenset({"receiving", "queued", "delivering"}),
@@ -122,12 +122,41 @@ class Transaction:
             self.set_study_state(study_uid, state, reason)
 
     def advance_for(self, job_id: str, before: Sequence[str], state: str, reason: str = "") -> None:
-        """Move on the study that a job speaks for; a job that a newer one followed moves none."""
+        """Move on the study that a job speaks for; a job that a newer one followed moves none.
+
+        If several jobs speak for it, it comes to where all of them stand.
+        """
+        table, job = tables.studies.c, tables.jobs.c
         study_uid = self.connection.scalar(
-            select(tables.studies.c.study_uid).where(tables.studies.c.job_id == job_id)
+            select(table.study_uid)
+            .join(tables.jobs, job.study_uid == table.study_uid)
+            .where(job.id == job_id, table.job_id.in_((job.id, job.lead)))
         )
-        if study_uid is not None:
+        if study_uid is not None and not rounds.settle(self, study_uid):
             self.advance_study(study_uid, before, state, reason)
+
+    def may_become(self, before: str, state: str) -> bool:
+        """Tell whether a study may come from one state to another at once."""
+        return before == state or state in TRANSITIONS[before]
+
+    def expect(self, study_uid: str, instances: int | None, source: str) -> bool:
+        """Remember how many instances a study is to have; False if it is not known or erased.
+
+        Parameters
+        ----------
+        instances
+            All of the study, as C-FIND, QIDO-RS, an Instance Availability Notification or MPPS
+            tell; None takes back what was told.
+        """
+        table = tables.studies
+        found = self.connection.execute(
+            update(table)
+            .where(table.c.study_uid == study_uid, table.c.state != "erased")
+            .values(expected_instances=instances)
+        )
+        if found.rowcount:
+            self.event("study.expected", study_uid=study_uid, instances=instances, source=source)
+        return bool(found.rowcount)
 
     def appoint(self, study_uid: str, job_id: str) -> None:
         """Let a job speak for its study from now on: the newest does.
