@@ -227,11 +227,6 @@ def _device(config: Config) -> Iterator[str]:
 
 
 def _peer(config: Config, peer: Destination) -> Iterator[str]:
-    from . import scu, stow, tls
+    from . import peer_check
 
-    if peer.url:
-        yield f"answers QIDO-RS: {stow.probe(peer, config)}"
-        return
-    secured = tls.client_context(config) if peer.tls else None
-    scu.echo(peer, calling_ae=config.ae_title, timeout_s=config.network_timeout_s, secured=secured)
-    yield "answers C-ECHO"
+    yield from peer_check.look(config, peer)

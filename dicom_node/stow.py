@@ -5,7 +5,7 @@ Knows HTTP. Files are streamed, one after the other, as they are on the disk.
 
 import json
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -76,12 +76,18 @@ def missing(files: Sequence[Part10], destination: Destination, config: Config) -
     return gone
 
 
-def probe(destination: Destination, config: Config) -> str:
-    """Ask for a sign of life; say what the peer is. Raises `PeerError` as `send`."""
+def probe(destination: Destination, config: Config) -> Mapping[str, str]:
+    """Ask for a sign of life; give the headers of the answer. Raises `PeerError` as `send`."""
     with _client(destination, config) as client:
         answer = client.get("studies", params={"limit": "1"}, headers={"Accept": DICOM_JSON})
     _check(destination, answer)
-    return str(answer.headers.get("Server", "answers"))
+    return answer.headers
+
+
+def address(destination: Destination) -> tuple[str, int]:
+    """Give host and port of a destination with a URL."""
+    url = httpx.URL(destination.url)
+    return url.host, url.port or {"http": 80, "https": 443}[url.scheme]
 
 
 @contextmanager
