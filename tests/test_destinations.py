@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dicom_node import config as settings
 from dicom_node import profiles, serve
 from dicom_node.config import Config, Destination, SiteProfile
+from dicom_node.destinations import named
 from dicom_node.errors import ConfigError
 from sr_templates import GENERIC, PROFILES
 
@@ -62,10 +63,17 @@ def test_what_is_no_destination_is_quoted(text: str) -> None:
     ("table", "told"),
     [
         ('ae_title = "PACS"\nhost = "h"', "has ae_title, host, port and perhaps"),
-        (
-            'ae_title = "PACS"\nhost = "h"\nport = 104\ntls = true',
-            "has ae_title, host, port and perhaps",
-        ),
+        ('ae_title = "P"\nhost = "h"\nport = 104\ncolour = 1', "has ae_title, host, port and perh"),
+        ('ae_title = "P"\nhost = "h"\nport = 104\ntls = 1', "tls .* must be true or false, not 1"),
+        ('ae_title = "P"\nhost = "h"\nport = 104\nproof = "yes"', "auto, .*, none, not 'yes'"),
+        ('ae_title = "P"\nhost = "h"\nport = 104\nattempts = -1', "0 to 1000, not -1"),
+        ('ae_title = "P"\nhost = "h"\nport = 104\ntoken_file = "t"', "with a url"),
+        ('url = "ftp://h"', "http:// or https:// with a host, .*not 'ftp://h'"),
+        ('url = "https://me@h/x"', "neither query nor user"),
+        ('url = "https://h"\nport = 1', "has a url, or ae_title, host, port"),
+        ('url = "https://h"\nproof = "commitment"', "over HTTP the proof is auto, query or none"),
+        ('url = "https://h"\ntoken_file = "t"\nuser_file = "u"', "not both"),
+        ('url = "https://h"\nuser_file = 5', "name a file, not 5"),
         ('ae_title = "PACS"\nhost = "h"\nport = "104"', "whole number, 1 to 65535, not '104'"),
         ('ae_title = "PACS"\nhost = "h"\nport = 104.5', "whole number, 1 to 65535, not 104.5"),
         ('ae_title = "PACS"\nhost = "h"\nport = true', "whole number, 1 to 65535, not True"),
@@ -87,6 +95,43 @@ def test_a_destination_that_could_never_be_reached_is_refused_at_once(
         load(f"[[destinations]]\n{table}", tmp_path)
 
 
+def test_a_destination_may_speak_tls_or_be_a_url(tmp_path: Path) -> None:
+    told = """
+    [[destinations]]
+    ae_title = "PACS"
+    host = "192.0.2.5"
+    port = 2762
+    tls = true
+    proof = "commitment"
+    attempts = 5
+    [[destinations]]
+    url = "https://pacs.example/dicom-web"
+    profile = "ohif"
+    token_file = "~/token"
+    """
+    secured, web = load(told, tmp_path).destinations
+    assert secured == Destination(
+        "PACS", "192.0.2.5", 2762, tls=True, proof="commitment", attempts=5
+    )
+    assert (str(secured), str(web)) == (
+        "PACS@192.0.2.5:2762+tls",
+        "https://pacs.example/dicom-web#ohif",
+    )
+    texts = f"{secured},{web}"
+    assert list(map(str, settings.load(environ={"LAMED_DESTINATIONS": texts}).destinations)) == [
+        str(secured),
+        str(web),
+    ]
+
+
+def test_what_the_ledger_calls_a_destination_finds_all_that_is_set_for_it() -> None:
+    secured = Destination("PACS", "192.0.2.5", 2762, tls=True, proof="none")
+    plain = Destination("PACS", "192.0.2.5", 2762)
+    assert named((plain, secured), str(secured)) is secured
+    # One that is set no more is never called without the TLS that it had.
+    assert named((), str(secured)) == replace(secured, proof="auto")
+
+
 def test_one_table_where_a_list_is_expected_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"destinations must be a list, not {'ae_title'"):
         load('[destinations]\nae_title = "PACS"\nhost = "h"\nport = 104', tmp_path)
@@ -103,11 +148,16 @@ def test_one_table_where_a_list_is_expected_is_named(tmp_path: Path) -> None:
     st.sampled_from(["localhost", "10.0.0.5", "::1", "fe80::1%eth0", "pacs.hospital.example"]),
     st.integers(1, 65535),
     st.sampled_from(["generic-pacs", "ohif", "a1-b"]),
+    st.booleans(),
 )  # fmt: skip
 def test_a_destination_reads_back_as_it_is_written(
-    title: str, host: str, port: int, profile: str
+    title: str,
+    host: str,
+    port: int,
+    profile: str,
+    tls: bool,  # noqa: FBT001 - drawn
 ) -> None:
-    destination = Destination(title, host, port, profile)
+    destination = Destination(title, host, port, profile, tls=tls)
     assert Destination.parse(str(destination)) == destination
 
 
