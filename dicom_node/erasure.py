@@ -151,7 +151,7 @@ def _remove(ledger: Ledger, config: Config, removal: Removal) -> Removal:
         upto = traces.last(connection)
     files = _remove_results(ledger, config, uid)
     if config.audit_dir.is_dir():
-        audit.store.forget(config.audit_dir, traced, pseudonym)
+        audit.forget(config.audit_dir, traced, pseudonym)
     with retention.quiet(config.spool_dir, PATIENCE_S):
         files += _remove_images(config.spool_dir, uid, traced.paths)
         with ledger.transaction() as transaction:

@@ -2,10 +2,14 @@
 
 import fcntl
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -149,6 +153,32 @@ class Node:
             yield
         finally:
             os.close(handle)
+
+
+def killed_at(place: str, node: Node, what: str) -> None:
+    """Do something in a process of its own, which SIGKILL ends when it comes to a place."""
+    module, _, name = place.rpartition(".")
+    program = f"""
+import os, pathlib, signal, sys
+from datetime import UTC, datetime, timedelta
+from unittest import mock
+from dicom_node import erasure, retention
+from dicom_node.config import Config
+from keeping import Node
+OLDER = datetime.now(UTC) + timedelta(days=400)
+config = Config(data_dir=pathlib.Path(sys.argv[1]), minimum_free_mb=1)
+die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+with Node(config) as node, mock.patch("{module}.{name}", die):
+    {what}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(node.config.data_dir)],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
 
 
 def dataset(study: str, number: int, **header: str) -> Dataset:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import lamed_node, served, short_protocols, tamper, until
-from keeping import MODEL, Node, Stopped
+from keeping import MODEL, Node, Stopped, killed_at
 
 from dicom_node import chain, erasure, retention, text_drop
 from dicom_node.audit import relay
@@ -287,6 +287,28 @@ def test_a_crash_anywhere_leaves_what_the_next_start_finishes(
     kinds = [each.kind for each in node.ledger.events()]
     assert (kinds.count("study.erased"), kinds.count("ledger.scrubbed")) == (1, 1)
     assert retention.resume(node.ledger, node.config) == 0
+    assert node.ledger.verify(head) == len(kinds)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "dicom_node.erasure._finish",
+        "dicom_node.erasure._remove_images",
+        "dicom_node.traces.remove",
+        "dicom_node.chain.erase",
+        "dicom_node.ledger.Ledger.scrub",
+        "dicom_node.removals.forget",
+    ],
+)
+def test_a_process_that_is_killed_leaves_what_the_next_one_finishes(node: Node, place: str) -> None:
+    node.delivered(STUDY)
+    head = node.ledger.head()
+    killed_at(place, node, f"erasure.erase(node.ledger, config, ['{STUDY}'], by='test')")
+    node.restart()
+    assert remains(node.config.data_dir) == []
+    kinds = [each.kind for each in node.ledger.events()]
+    assert (kinds.count("study.erased"), kinds.count("ledger.scrubbed")) == (1, 1)
     assert node.ledger.verify(head) == len(kinds)
 
 

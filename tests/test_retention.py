@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from keeping import DAY, Node, Stopped
+from keeping import DAY, Node, Stopped, killed_at
 
 from dicom_node import retention
 from dicom_node.config import Config
@@ -184,6 +184,21 @@ def test_a_crash_anywhere_leaves_what_the_next_start_finishes(
     assert "instance.recovered" not in kinds
     assert retention.resume(node.ledger, node.config) == 0
     assert node.ledger.verify() == len(kinds)
+
+
+@pytest.mark.parametrize("name", ["finish", "remove_files", "sync", "remove_folder"])
+def test_a_process_that_is_killed_leaves_what_the_next_one_finishes(node: Node, name: str) -> None:
+    node.delivered("1.2.1")
+    head = node.ledger.head()
+    killed_at(f"dicom_node.retention.{name}", node, "retention.sweep(node.ledger, config, OLDER)")
+    node.restart()
+    node.sweep(OLDER)
+    assert list(node.config.spool_dir.rglob("*.dcm")) == []
+    assert list(node.config.results_dir.iterdir()) == []
+    kinds = [each.kind for each in node.ledger.events()]
+    assert kinds.count("retention.expiring") == kinds.count("retention.expired") == 2
+    assert "instance.recovered" not in kinds
+    assert node.ledger.verify(head) == len(kinds)
 
 
 def break_at(step: str, patched: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ The ledger is the audit log of the node; these messages carry it to where a hosp
 of all its systems. Knows the ledger; must not know associations, spool or model.
 """
 
-from . import relay, store
 from .relay import places, run
+from .store import forget
 
-__all__ = ["places", "relay", "run", "store"]
+__all__ = ["forget", "places", "run"]
