@@ -26,6 +26,7 @@ from .destinations import Destination, SiteProfile
 from .errors import ConfigError
 from .peers import Peer
 from .settings import LARGEST, Config
+from .sources import Source
 
 __all__ = ["Config", "Destination", "Setting", "SiteProfile", "describe", "load"]
 
@@ -37,7 +38,9 @@ FOLDERS: Final = (
     "data_dir",
     "checkpoint",
     "protocols",
+    "rules",
     "report_text_dir",
+    "watch_dir",
     "tls_certificate",
     "tls_key",
     "tls_ca",
@@ -46,6 +49,7 @@ TABLES: Final[Mapping[str, Callable[[object], object]]] = {
     "destinations": Destination.read,
     "profiles": SiteProfile.read,
     "peers": Peer.read,
+    "sources": Source.read,
 }
 
 

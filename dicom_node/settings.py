@@ -12,6 +12,7 @@ from typing import Any, Final
 from .destinations import Destination, SiteProfile, check_ae_title, check_host
 from .errors import ConfigError
 from .peers import Peer
+from .sources import Source
 
 HOUR_S, WEEK_S = 3600, 604_800
 SHORTEST_S: Final = 0.05
@@ -54,11 +55,19 @@ class Config:
     dicom_port: int = _number(11112, 0, 65535, "port of the SCP; 0 lets the system choose")
     http_host: str = _setting("127.0.0.1", "address of the QA pages and of the HTTP interface")
     http_port: int = _number(8181, 0, 65535, "port of the QA pages; 0 lets the system choose")
+    stow_port: int = _number(
+        0, 0, 65535, "port of STOW-RS on http_host, by which instances may come; 0 is off"
+    )
     data_dir: Path = _setting(Path("lamed-data"), "folder of spool, ledger and results")  # noqa: RUF009 - a path is a value
     checkpoint: str = _setting("", "folder of the checkpoint; empty takes the small one that ships")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = _setting("auto", "auto (float32 on cpu, bfloat16 on cuda), float32, bfloat16")
     protocols: str = _setting("", "folder of further protocol TOML files; same names replace ours")
+    rules: str = _setting(
+        "",
+        "TOML file of the site's rules, see `lamed-node rules check`; empty: which study is read"
+        " follows from the protocols",
+    )
     fallback_protocol: str = _setting(
         "", "protocol for a CT or MR study whose region nothing names; empty refuses it"
     )
@@ -177,6 +186,14 @@ class Config:
     destinations: tuple[Destination, ...] = _setting(
         (), "peers that get the results, AET@HOST:PORT or AET@HOST:PORT/PROFILE"
     )
+    sources: tuple[Source, ...] = _setting(
+        (),
+        "where studies are fetched from: [[sources]] with name, place (as a destination), and"
+        " perhaps method (c-get, c-move, wado-rs) and expects",
+    )
+    watch_dir: str = _setting(
+        "", "folder from which DICOM files are taken in, and removed; empty watches none"
+    )
     profiles: tuple[SiteProfile, ...] = _setting(
         (), "further profiles of destinations: [[profiles]] with name, like and what differs"
     )
@@ -210,6 +227,9 @@ class Config:
         names = [each.name for each in self.peers]
         if len(set(names)) < len(names):
             raise ConfigError(f"each of peers must have a name of its own, not {names}")
+        sources = [each.name for each in self.sources]
+        if len(set(sources)) < len(sources):
+            raise ConfigError(f"each of sources must have a name of its own, not {sources}")
         bound = [each.name for each in self.peers if each.certificates]
         if bound and not self.tls_certificate:
             raise ConfigError(

@@ -45,9 +45,9 @@ def send(files: Sequence[Part10], destination: Destination, config: Config) -> N
         "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
         "Accept": DICOM_JSON,
     }
-    with _client(destination, config) as client:
-        answer = client.post("studies", headers=headers, content=_body(files, boundary))
-    _check(destination, answer, also={409})
+    with client(destination, config) as http:
+        answer = http.post("studies", headers=headers, content=_body(files, boundary))
+    check(destination, answer, also={409})
     said = _failed(answer)
     failed = {uid: reason for uid, reason in said.items() if reason != STORED_ALREADY}
     if failed or (answer.status_code == httpx.codes.CONFLICT and not said):
@@ -59,10 +59,10 @@ def send(files: Sequence[Part10], destination: Destination, config: Config) -> N
 def missing(files: Sequence[Part10], destination: Destination, config: Config) -> list[str]:
     """Ask by QIDO-RS which instances the peer does not have; raises `PeerError` as `send`."""
     gone: list[str] = []
-    with _client(destination, config) as client:
+    with client(destination, config) as http:
         ordered = sorted(files, key=lambda each: each.place)
         for (study, series), members in groupby(ordered, key=lambda each: each.place):
-            answer = client.get(
+            answer = http.get(
                 f"studies/{study}/series/{series}/instances",
                 params={"includefield": SOP_INSTANCE},
                 headers={"Accept": DICOM_JSON},
@@ -70,7 +70,7 @@ def missing(files: Sequence[Part10], destination: Destination, config: Config) -
             # A series that the peer does not have at all may be answered so.
             known = answer.status_code != httpx.codes.NOT_FOUND
             if known:
-                _check(destination, answer)
+                check(destination, answer)
             found = set(_uids(answer, SOP_INSTANCE)) if known else set()
             gone += [each.sop_uid for each in members if each.sop_uid not in found]
     return gone
@@ -78,9 +78,9 @@ def missing(files: Sequence[Part10], destination: Destination, config: Config) -
 
 def probe(destination: Destination, config: Config) -> Mapping[str, str]:
     """Ask for a sign of life; give the headers of the answer. Raises `PeerError` as `send`."""
-    with _client(destination, config) as client:
-        answer = client.get("studies", params={"limit": "1"}, headers={"Accept": DICOM_JSON})
-    _check(destination, answer)
+    with client(destination, config) as http:
+        answer = http.get("studies", params={"limit": "1"}, headers={"Accept": DICOM_JSON})
+    check(destination, answer)
     return answer.headers
 
 
@@ -91,7 +91,7 @@ def address(destination: Destination) -> tuple[str, int]:
 
 
 @contextmanager
-def _client(destination: Destination, config: Config) -> Iterator[httpx.Client]:
+def client(destination: Destination, config: Config) -> Iterator[httpx.Client]:
     """Have a client; what goes wrong on the way is said in the node's words."""
     secured: Any = tls.client_context(config) if destination.url.startswith("https:") else False
     try:
@@ -145,9 +145,10 @@ def _body(files: Sequence[Part10], boundary: str) -> Iterator[bytes]:
     yield f"--{boundary}--\r\n".encode()
 
 
-def _check(
+def check(
     destination: Destination, answer: httpx.Response, also: frozenset[int] | set[int] = frozenset()
 ) -> None:
+    """Go on if the answer is a success, or a status of `also`; else raises as `send`."""
     code = answer.status_code
     if answer.is_success or code in also:
         return

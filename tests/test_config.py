@@ -15,6 +15,7 @@ from dicom_node.errors import ConfigError
 NUMBERS = {
     "dicom_port": (0, 65535),
     "http_port": (0, 65535),
+    "stow_port": (0, 65535),
     "maximum_associations": (1, 1000),
     "quiet_s": (0.05, 604_800),
     "open_limit_s": (0.05, 604_800),
@@ -40,7 +41,8 @@ TEXTS = ("ae_title", "dicom_host", "http_host", "checkpoint", "device", "dtype",
 TEXTS += ("fallback_protocol", "manufacturer", "validate", "report_text_dir")
 TEXTS += ("tls_certificate", "tls_key", "tls_ca", "tls_profile", "tls_client_certificate")
 TEXTS += ("audit_syslog", "audit_source", "audit_site")
-TABLED = ("destinations", "profiles", "peers")
+TEXTS += ("watch_dir",)
+TABLED = ("destinations", "profiles", "peers", "sources")
 PACS, VIEWER = Destination("PACS", "10.0.0.5", 104), Destination("VIEWER", "localhost", 4242)
 
 
@@ -58,6 +60,7 @@ def test_every_setting_has_a_default_and_a_help_that_names_its_range() -> None:
     rows = {each.name: each for each in settings.describe(environ={})}
     assert list(rows) == [each.name for each in fields(Config)]
     assert set(rows) == {
+        "rules",
         *NUMBERS,
         *TEXTS,
         "data_dir",
@@ -278,7 +281,7 @@ def test_the_environment_wins_over_the_file_and_each_origin_is_told(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", [each.name for each in fields(Config) if each.name not in {"profiles", "peers"}]
+    "name", [each.name for each in fields(Config) if each.name not in TABLED[1:]]
 )
 def test_every_setting_can_come_from_the_environment(name: str) -> None:
     values: dict[str, tuple[str, Any]] = {
