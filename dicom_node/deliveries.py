@@ -132,7 +132,7 @@ def resend(ledger: Ledger, numbers: Sequence[int], *, by: str) -> list[Delivery]
     Raises
     ------
     BadInput
-        There is none of one of these numbers; then none is sent.
+        There is none of one of these numbers, or its results have expired; none after it is sent.
     """
     return [each for number in numbers for each in _moved(ledger, number, "pending", by)]
 
@@ -148,8 +148,10 @@ def proven(ledger: Ledger, job_id: str) -> bool:
 
 
 def _moved(ledger: Ledger, number: int, state: str, by: str) -> list[Delivery]:
-    find(ledger, number)
     again = state == "pending"
+    job = ledger.job(find(ledger, number).job_id)
+    if again and job and job.expired_at:
+        raise BadInput(f"the results of delivery {number} are gone since {job.expired_at:%Y-%m-%d}")
     before = ENDED if again else ("failed",)
     table = tables.deliveries
     with ledger.transaction() as transaction:

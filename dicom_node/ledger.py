@@ -274,6 +274,11 @@ class Ledger(Reading):
         if busy:
             raise Unavailable(f"{self.path} is read all the time, and cannot be written anew")
 
+    def erased_events(self) -> int:
+        """Count the events that are in the chain without what they said."""
+        with self.reading() as connection:
+            return chain.count_empty(connection)
+
     def head(self) -> tuple[int, str]:
         """Give number and digest of the last event; what `verify` can be held against later."""
         with _refusals(), self._engine.connect() as connection:

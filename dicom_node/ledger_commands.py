@@ -40,13 +40,10 @@ def _release(arguments: argparse.Namespace) -> Outcome:
 
 
 def _ledger_verify(arguments: argparse.Namespace) -> Outcome:
-    from . import chain
-
     with open_ledger(arguments) as ledger:
         count = ledger.verify(head=arguments.head)
         seq, digest = ledger.head()
-        with ledger.reading() as connection:
-            erased = chain.count_empty(connection)
+        erased = ledger.erased_events()
     told = f"\n{erased} of them are emptied, as a later event of an erasure tells" if erased else ""
     return Outcome(
         {"events": count, "erased": erased, "head": f"{seq}:{digest}"},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from keeping import DAY, Node, Stopped, killed_at
 
-from dicom_node import retention
+from dicom_node import deliveries, retention
 from dicom_node.config import Config
 from dicom_node.errors import BadInput, Unavailable
 from dicom_node.jobs import Jobs, State
@@ -243,6 +243,15 @@ def test_a_study_whose_results_expired_is_read_anew_under_the_same_key(node: Nod
     assert (left := node.ledger.job(job))
     assert left.expired_at is None
     assert len(node.ledger.results(job)) == 1
+
+
+def test_what_has_expired_is_not_sent_again(node: Node) -> None:
+    job = node.delivered("1.2.1")
+    (sent,) = node.ledger.deliveries(job)
+    node.sweep(OLDER)
+    with pytest.raises(BadInput, match="the results of delivery 1 are gone since"):
+        deliveries.resend(node.ledger, [sent.id], by="test")
+    assert [each.state for each in node.ledger.deliveries(job)] == ["delivered"]
 
 
 def test_images_that_come_while_others_leave_stay(node: Node) -> None:

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -165,7 +165,12 @@ class Pages:
         except LedgerBroken as error:
             count, broken = 0, str(error)
         return self._page(
-            "verify.html", session, count=count, broken=broken, head=self._ledger.head()
+            "verify.html",
+            session,
+            count=count,
+            broken=broken,
+            head=self._ledger.head(),
+            erased=self._ledger.erased_events(),
         )
 
     # --- forms --------------------------------------------------------------------------------
@@ -267,10 +272,13 @@ class Pages:
 async def _form(request: Request) -> dict[str, str]:
     """Read a small form (application/x-www-form-urlencoded); of repeated fields the first."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_FORM:
-            raise HTTPException(413, f"a form has at most {LARGEST_FORM} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LARGEST_FORM:
+                raise HTTPException(413, f"a form has at most {LARGEST_FORM} bytes")
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the form is cut short") from error
     return {key: each[0] for key, each in parse_qs(body.decode("utf-8", "replace")).items()}
 
 
