@@ -1,25 +1,51 @@
-"""When a study is complete: it is routed, and becomes a job or a refusal with its reason.
+"""When a study is complete: it is decided upon, and becomes jobs or a refusal with its reason.
 
 Knows the ledger, the queue and the rules; runs beside the SCP and needs neither torch nor pixels.
 """
 
 import logging
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from . import routing
+from . import deciding, routing
+from .deciding import Decision, Planned, Terms
 from .errors import Unavailable
-from .jobs import Jobs
+from .jobs import Jobs, Order
 from .ledger import Ledger, Study
-from .routing import NoFit, Rule
+from .routing import Choice, Rule
+from .rules import RuleBook
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 RETRY_S = 2.0  # a ledger that cannot be written now is not asked four times a second
+GRACE_S = 2.0  # without a new instance, when as many as were expected are there
+
+Expected = Callable[[Ledger, str], int | None]
+
+
+def expected_of(ledger: Ledger, study_uid: str) -> int | None:
+    """Give how many instances a study is to have, as its source said; None if it said nothing.
+
+    `Transaction.expect` remembers it.
+    """
+    study = ledger.study(study_uid)
+    return None if study is None else study.expected_instances
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Why a study counts as complete: ``request``, ``expected``, ``quiet`` or ``limit``."""
+
+    why: str
+    expected: int | None = None  # None: it is not known how many should come
+
+    def missing(self, study: Study) -> int:
+        """Count the instances that should have come and have not."""
+        return max(0, (self.expected or 0) - study.instance_count)
 
 
 @dataclass(frozen=True)
@@ -33,7 +59,13 @@ class Intake:
     fallback
         Protocol for a study that no rule fits; empty refuses it.
     quiet_s, open_limit_s
-        A study is complete after so long without a new instance, or so long after its first.
+        A study is complete after so long without a new instance, or so long after its first. If
+        it is known how many instances are to come, it is complete as soon as they are there, and
+        before the limit not without them.
+    book
+        The rules of the site; None: there are none.
+    expected
+        Tells how many instances a study is to have; see `expected_of`.
     """
 
     ledger: Ledger
@@ -43,6 +75,9 @@ class Intake:
     fallback: str
     quiet_s: float
     open_limit_s: float
+    book: RuleBook | None = None
+    expected: Expected = expected_of
+    _terms: dict[tuple[str, int], Terms] = field(default_factory=dict, repr=False, compare=False)
 
     def run(self, stop: threading.Event) -> None:
         """Take studies in until told to stop."""
@@ -65,52 +100,145 @@ class Intake:
         Unavailable
             The ledger cannot be written now; what is not taken stays complete.
         """
-        studies = self.ledger.quiet_studies(self.quiet_s, self.open_limit_s)
-        for study in studies:
+        complete = list(self._complete())
+        for study, completion in complete:
             try:
-                self._take(study)
+                self._take(study, completion)
             except Unavailable:
                 raise
             except Exception as error:  # one study's edge: the others are not to wait for it
                 log.exception("intake.study_failed", extra={"study": study.study_uid})
                 self._fail(study, f"cannot be routed: {type(error).__name__}: {error}")
-        return len(studies)
+        return len(complete)
 
-    def _take(self, study: Study) -> None:
+    # --- when -----------------------------------------------------------------------------------
+
+    def _complete(self) -> Iterator[tuple[Study, Completion]]:
+        """Find the studies that are complete."""
+        now, grace_s = datetime.now(UTC), min(GRACE_S, self.quiet_s)
+        studies = self.ledger.quiet_studies(
+            self._shortest_s(), self.open_limit_s, now, grace_s=grace_s
+        )
+        asked = {(each.study_uid, each.arrivals) for each in studies}
+        for gone in self._terms.keys() - asked:
+            del self._terms[gone]
+        for study in studies:
+            completion = self._completion(study, now)
+            if completion is not None:
+                yield study, completion
+
+    def _shortest_s(self) -> float:
+        """Say after how long without an instance any study may be complete at all."""
+        rules = self.book.rules if self.book else ()
+        quiet = [each.quiet_s for each in rules if each.quiet_s is not None]
+        told = any(each.expected for each in rules) or self.expected is not expected_of
+        return min([self.quiet_s, *quiet, *([GRACE_S] if told else [])])
+
+    def _completion(self, study: Study, now: datetime) -> Completion | None:
+        """Tell why a study is complete; None if it is not."""
+        quiet_s = (now - study.last_at).total_seconds()
+        terms = self._terms_of(study)
+        said = self.expected(self.ledger, study.study_uid)
+        expected = terms.expected if said is None else said
+        patience_s = self.quiet_s if terms.quiet_s is None else terms.quiet_s
+        if study.complete_requested:
+            return Completion("request", expected)
+        if expected is not None and study.instance_count >= expected:
+            if quiet_s >= min(GRACE_S, patience_s):
+                return Completion("expected", expected)
+        elif expected is None and quiet_s >= patience_s:
+            return Completion("quiet")
+        limit = (now - study.opened_at).total_seconds() >= self.open_limit_s
+        return Completion("limit", expected) if limit else None
+
+    def _terms_of(self, study: Study) -> Terms:
+        """Tell what the rules say of a study as it is now; looked up once until more comes."""
+        if self.book is None:
+            return Terms()
+        key = (study.study_uid, study.arrivals)
+        if key not in self._terms:
+            instances = self.ledger.instances(study.study_uid)
+            series = routing.summarize(instances, self.book.keywords)
+            self._terms[key] = deciding.terms(series, self.book)
+        return self._terms[key]
+
+    # --- what becomes of it ---------------------------------------------------------------------
+
+    def _take(self, study: Study, completion: Completion) -> None:
         uid, instances = study.study_uid, self.ledger.instances(study.study_uid)
-        self.ledger.event("study.complete", study_uid=uid, **self._why(study))
-        series = routing.summarize(instances)
-        try:
-            route = routing.route(series, self.rules, fallback=self.fallback)
-        except NoFit as error:
-            refused = [asdict(each) for each in error.choices]
-            self.jobs.reject(uid, str(error), series=refused, seen=study.arrivals)
+        self.ledger.event("study.complete", study_uid=uid, **_told(study, completion))
+        series = routing.summarize(instances, self.book.keywords if self.book else ())
+        decision = deciding.decide(series, self.book, self.rules, fallback=self.fallback)
+        if decision.verdicts:
+            verdicts = [asdict(each) for each in decision.verdicts]
+            self.ledger.event("study.rules", study_uid=uid, action=decision.action, rules=verdicts)
+        if decision.jobs:
+            self._enqueue(study, decision, completion)
             return
-        choices = [asdict(each) for each in route.choices]
-        told = {"protocol": route.protocol, "series_uid": route.series_uid, "reason": route.reason}
-        self.ledger.event("study.routed", study_uid=uid, **told, series=choices)
-        self.jobs.enqueue(
-            uid,
-            route.protocol,
-            next(each.sop_uids for each in series if each.uid == route.series_uid),
+        end = self.jobs.ignore if decision.action == "ignore" else self.jobs.reject
+        skipped = [asdict(each) for each in decision.choices]
+        end(uid, decision.reason, series=skipped, seen=study.arrivals)
+
+    def _enqueue(self, study: Study, decision: Decision, completion: Completion) -> None:
+        missing = completion.missing(study)
+        told = f"incomplete: {missing} of {completion.expected} instances are missing"
+        planned = [_marked(each, told) if missing else each for each in decision.jobs]
+        for each in planned:
+            self.ledger.event("study.routed", study_uid=study.study_uid, **_routed(each))
+        self.jobs.enqueue_all(
+            study.study_uid,
+            [_order(each) for each in planned],
             model_digest=self.model_digest,
-            series=choices,
             seen=study.arrivals,
         )
-
-    def _why(self, study: Study) -> dict[str, Any]:
-        """Tell why a study counts as complete: ``request``, ``quiet`` or ``limit``."""
-        now = datetime.now(UTC)
-        quiet_s = (now - study.last_at).total_seconds()
-        why = "quiet" if quiet_s >= self.quiet_s else "limit"
-        return {
-            "why": "request" if study.complete_requested else why,
-            "instances": study.instance_count,
-            "quiet_s": round(quiet_s, 1),
-            "open_s": round((now - study.opened_at).total_seconds(), 1),
-        }
 
     def _fail(self, study: Study, reason: str) -> None:
         with self.ledger.transaction() as transaction:
             transaction.event("intake.error", study_uid=study.study_uid, reason=reason)
             transaction.advance_study(study.study_uid, ("receiving",), "failed", reason)
+
+
+def _told(study: Study, completion: Completion) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    told = {
+        "why": completion.why,
+        "instances": study.instance_count,
+        "quiet_s": round((now - study.last_at).total_seconds(), 1),
+        "open_s": round((now - study.opened_at).total_seconds(), 1),
+    }
+    if completion.expected is not None:
+        told |= {"expected": completion.expected, "missing": completion.missing(study)}
+    return told
+
+
+def _routed(job: Planned) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "protocol": job.protocol,
+        "series_uid": job.series_uid,
+        "reason": job.reason,
+        "series": [asdict(each) for each in job.choices],
+    }
+    if job.rule:
+        told |= {"rule": job.rule, "priority": job.priority, "window": job.window}
+    return told
+
+
+def _order(job: Planned) -> Order:
+    return Order(
+        job.protocol,
+        job.sop_uids,
+        tuple(asdict(each) for each in job.choices),
+        job.priority,
+        job.window,
+        job.rule,
+        job.destinations,
+    )
+
+
+def _marked(job: Planned, short: str) -> Planned:
+    """Say of a job, and of its series, that the study was not whole."""
+
+    def mark(each: Choice) -> Choice:
+        return replace(each, reason=f"{each.reason}; {short}") if each.chosen else each
+
+    return replace(job, reason=f"{job.reason}; {short}", choices=tuple(map(mark, job.choices)))

@@ -69,15 +69,22 @@ def end(transaction: Transaction, job: Job, state: State, reason: str, kind: str
 
 
 def supersede(
-    transaction: Transaction, study_uid: str, keys: Sequence[str], which: ColumnElement[bool]
+    transaction: Transaction,
+    study_uid: str,
+    keys: Sequence[str],
+    which: ColumnElement[bool],
+    reason: str = "",
 ) -> None:
-    """End the jobs of a study that wait for others of its images, also if a worker fell silent."""
+    """End the jobs of a study that wait for others of its images, also if a worker fell silent.
+
+    `keys` are those that take their place; if there are none, `reason` says why.
+    """
     waiting = select(TABLE).where(
         TABLE.c.study_uid == study_uid, TABLE.c.id.not_in(keys), which, left(transaction)
     )
     for row in transaction.connection.execute(waiting).all():
-        reason = f"{SUPERSEDED}{keys[0]}"
-        end(transaction, to_job(row), State.REJECTED, reason, "job.superseded")
+        told = reason or f"{SUPERSEDED}{keys[0]}"
+        end(transaction, to_job(row), State.REJECTED, told, "job.superseded")
 
 
 def _replaced(

@@ -107,6 +107,21 @@ class Jobs:
             transaction.reopen_if_overtaken(study_uid, seen)
             return job_rows.get(transaction, key)
 
+    def ignore(
+        self,
+        study_uid: str,
+        reason: str,
+        *,
+        series: Sequence[Mapping[str, Any]] = (),
+        seen: int | None = None,
+    ) -> None:
+        """Be done with a study that is not to be read; `seen` is as for `enqueue_all`."""
+        with self._ledger.transaction() as transaction:
+            job_rows.supersede(transaction, study_uid, [], true(), f"not to be read: {reason}")
+            transaction.event("study.ignored", study_uid=study_uid, reason=reason, series=series)
+            transaction.set_study_state(study_uid, "done", reason)
+            transaction.reopen_if_overtaken(study_uid, seen)
+
     def claim(self, worker: str, lease_s: float) -> Job | None:
         """Take the job that is due first, of those that wait or whose worker fell silent.
 

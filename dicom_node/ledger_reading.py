@@ -85,15 +85,26 @@ class Reading:
         return {row.state: row.number for row in counted}
 
     def quiet_studies(
-        self, quiet_s: float, open_limit_s: float, now: datetime | None = None
+        self,
+        quiet_s: float,
+        open_limit_s: float,
+        now: datetime | None = None,
+        *,
+        grace_s: float | None = None,
     ) -> list[Study]:
-        """List the studies whose reception is over: quiet, open too long, or asked for."""
+        """List the studies whose reception is over: quiet, open too long, or asked for.
+
+        With `grace_s` also those that are quiet for so long and whose size is known.
+        """
         table, now = tables.studies.c, now or datetime.now(UTC)
         over = or_(
             table.complete_requested,
             table.last_at <= to_text(now - timedelta(seconds=quiet_s)),
             table.opened_at <= to_text(now - timedelta(seconds=open_limit_s)),
         )
+        if grace_s is not None:
+            still = table.last_at <= to_text(now - timedelta(seconds=grace_s))
+            over = or_(over, table.expected_instances.is_not(None) & still)
         return [
             to_study(row)
             for row in self._rows(select_studies().where(table.state == "receiving", over))

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sr_templates import Protocol
 
     from .routing import Rule
+    from .rules import RuleBook
     from .services import Handler
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def running(
     from . import profiles
 
     with Supervisor(config, tell) as supervisor:
-        protocols(config)
+        rulebook(config, protocols(config))
         profiles.known(config)
         api_token(config)
         checkpoint_digest(config)
@@ -128,10 +129,12 @@ def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) ->
     keepers = _keepers(config, ledger, stop)
     spool = Spool(config.spool_dir, ledger, minimum_free_mb=config.minimum_free_mb)
     spool.recover()
+    known = protocols(config)
     intake = Intake(
         ledger,
         Jobs(ledger, maximum_attempts=config.maximum_attempts),
-        rules(protocols(config)),
+        rules(known),
+        book=rulebook(config, known),
         model_digest=checkpoint_digest(config),
         fallback=config.fallback_protocol,
         quiet_s=config.quiet_s,
@@ -255,6 +258,21 @@ def rules(known: "Mapping[str, Protocol]") -> "list[Rule]":
         Rule(each.name, each.modality, each.body_parts, each.keywords, each.minimum_slices)
         for each in known.values()
     ]
+
+
+def rulebook(config: Config, known: "Mapping[str, Protocol]") -> "RuleBook | None":
+    """Read the rules of the site; None if there are none.
+
+    Raises
+    ------
+    ConfigError
+        Names the file, the rule, what was expected and what came.
+    """
+    from .rules import read
+
+    if not config.rules:
+        return None
+    return read(Path(config.rules), list(known), config.destinations)
 
 
 def login_link(config: Config, port: int | None = None) -> str:

@@ -211,7 +211,7 @@ class Worker:
         folder = (self._config.results_dir / job.id).absolute()
         summary = results.save(reading, folder)
         rows, record = self._examined(job, reading, inputs, folder)
-        plan = self._plan([each.label for each in rows])
+        plan = self._plan([each.label for each in rows], job.destinations)
         complete = partial(self._jobs.complete, job.id, self._name, rows, plan, summary)
         return partial(complete, record=record)
 
@@ -246,11 +246,16 @@ class Worker:
         results.save_object(made, folder, RECORD.name)
         return results.row(made, folder, job.id, RECORD.name)
 
-    def _plan(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Say which of the objects each destination gets, and which the RIS."""
+    def _plan(self, labels: Sequence[str], only: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Say which of the objects each destination gets, and which the RIS.
+
+        If a rule of the site names destinations, the `only` ones, no other gets any.
+        """
         record = [each for each in labels if each == RECORD.name]
         plan = {}
         for each in self._config.destinations:
+            if only and str(each) not in only:
+                continue
             profile = self._profiles[each.profile]
             # What takes no Enhanced SR for a draft takes none for a record.
             more = record if profile.report == "enhanced" else []
