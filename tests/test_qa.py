@@ -264,8 +264,8 @@ def test_what_is_not_there_is_said_in_a_page_or_in_json(reader: httpx.Client) ->
 
 
 def test_the_event_log_shows_and_verifies_the_chain(reader: httpx.Client, node: Read) -> None:
+    page = reader.get("/ledger").text  # that it was read is the last event
     seq, digest = node.ledger.head()
-    page = reader.get("/ledger").text
     assert f"{seq}:{digest}" in page
     one = reader.get("/ledger", params={"study": node.done}).text
     assert one.count("<tr>") - 1 == len(node.ledger.events(study_uid=node.done))
