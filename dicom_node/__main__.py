@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import config as settings
-from . import delivery_commands, keeping_commands, ledger_commands
+from . import delivery_commands, keeping_commands, ledger_commands, pull_commands
 from .command import Command, Outcome, Parser, common, settings_of, verb
 from .config import Config, Destination
 from .errors import BadInput, ConfigError, NodeError, Unavailable
@@ -291,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(verbs, "check", _check, "doctor: settings, ports, peers, ledger, model, disk")
     verb(verbs, "config", _show_config, "every setting: value, where it came from, help")
     ledger_commands.add(verbs)
+    pull_commands.add(verbs)
     delivery_commands.add(verbs)
     keeping_commands.add(verbs)
     _importing(verbs)
