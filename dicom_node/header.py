@@ -6,6 +6,7 @@ forgives what can be forgiven and says what cannot.
 """
 
 import struct
+import threading
 import zlib
 from collections.abc import Mapping
 from io import BytesIO
@@ -14,6 +15,7 @@ from typing import Final
 import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -52,6 +54,7 @@ LAST_FRAGMENT: Final = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 DEEPEST: Final = 16
 MOST_ELEMENTS: Final = 1_000_000  # a second or two; an Enhanced CT of 2,000 frames has a tenth
 INFLATED_LIMIT: Final = 1 << 30
+ONE_AT_A_TIME: Final = threading.Lock()  # of what may become a thousand times as large
 
 Header = Mapping[str, str]  # by the names of HEADER; empty if it is absent
 
@@ -67,7 +70,8 @@ def read(dataset: bytes | bytearray, transfer_syntax_uid: str) -> Header:
         It lacks its place in the hierarchy.
     """
     if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
-        dataset, transfer_syntax_uid = _inflated(dataset), ExplicitVRLittleEndian
+        with ONE_AT_A_TIME:
+            return read(_inflated(dataset), ExplicitVRLittleEndian)
     found: Header | None = None
     if transfer_syntax_uid != ExplicitVRBigEndian:
         found = _scanned(dataset, explicit=transfer_syntax_uid != ImplicitVRLittleEndian)
@@ -217,7 +221,7 @@ def _read(dataset: bytes | bytearray, transfer_syntax_uid: str) -> Header:
             stop_when=_Stop(),
             specific_tags=[pydicom.tag.Tag(each) for each in (CHARACTER_SET, *TAGS)],
         )
-        identity = {name: str(header.get(HEADER[name]) or "").strip() for name in IDENTITY}
+        identity = {name: _said(header.get(HEADER[name])) for name in IDENTITY}
     except Exception as error:  # the edge: any bytes may come, and pydicom may trip over them
         raise NotDicom(f"not a data set: {type(error).__name__} {error}") from error
     if content.cut_short:
@@ -258,6 +262,12 @@ def _check_end(content: bytes | bytearray, position: int, transfer_syntax_uid: s
 
 def _text(header: Dataset, keyword: str) -> str:
     try:
-        return str(header.get(keyword) or "").strip()
+        return _said(header.get(keyword))
     except Exception:  # noqa: BLE001 - the edge: a broken value must not lose the instance
         return ""
+
+
+def _said(value: object) -> str:
+    """Give a value as it was sent, also if it has become several (PS3.5 6.4)."""
+    texts = value if isinstance(value, MultiValue) else [value or ""]
+    return "\\".join(map(str, texts)).strip()

@@ -40,7 +40,7 @@ class Part10:
         """
         try:
             with path.open("rb") as file:
-                values, offset = _meta(file)
+                values, offset = meta_information(file)
         except FileNotFoundError as error:
             raise BadInput(f"no such file: {path}") from error
         except (ValueError, struct.error) as error:
@@ -59,14 +59,29 @@ class Part10:
 
     @cached_property
     def place(self) -> tuple[str, str]:
-        """StudyInstanceUID and SeriesInstanceUID, read from the data set."""
+        """StudyInstanceUID and SeriesInstanceUID, read from the data set.
+
+        Raises
+        ------
+        BadInput
+            There is no data set that can be read.
+        """
         wanted = ["StudyInstanceUID", "SeriesInstanceUID"]
-        found = dcmread(self.path, stop_before_pixels=True, specific_tags=wanted)
-        return str(found.get("StudyInstanceUID", "")), str(found.get("SeriesInstanceUID", ""))
+        try:
+            found = dcmread(self.path, stop_before_pixels=True, specific_tags=wanted)
+            return str(found.get("StudyInstanceUID", "")), str(found.get("SeriesInstanceUID", ""))
+        except Exception as error:  # the edge: any bytes may lie there, and pydicom trips over them
+            raise BadInput(f"{self.path} cannot be read: {type(error).__name__} {error}") from error
 
 
-def _meta(file: BinaryIO) -> tuple[dict[int, bytes], int]:
-    """Give the values of group 0002, which is Explicit VR Little Endian, and where it ends."""
+def meta_information(file: BinaryIO) -> tuple[dict[int, bytes], int]:
+    """Give the values of group 0002, which is Explicit VR Little Endian, and where it ends.
+
+    Raises
+    ------
+    ValueError, struct.error
+        It is no DICOM file, or one that is cut short.
+    """
     if file.read(132)[128:] != b"DICM":
         raise ValueError("it has no DICM after a preamble")
     values: dict[int, bytes] = {}

@@ -6,9 +6,11 @@ from the file; compressed ones go through pydicom's decoders.
 """
 
 import copy
+import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -17,19 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.encaps import generate_frames
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
 )
 
+from . import codestream
 from .errors import UnusableSeries
+from .part10 import TRANSFER_SYNTAX, meta_information
 
 Stored = NDArray[np.integer[Any]]
 
@@ -45,9 +56,24 @@ NATIVE: Final = frozenset(
 CONTAINERS: Final = (8, 16, 32)
 """Bits Allocated that are read. PS3.3 allows CT and MR only 16; old ones come in 8."""
 
-DECODERS: Final = {JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls"}
+DECODERS: Final = {
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    **dict.fromkeys(
+        (
+            JPEGBaseline8Bit,
+            JPEGExtended12Bit,
+            JPEGLossless,
+            JPEGLosslessSV1,
+            JPEG2000,
+            JPEG2000Lossless,
+        ),
+        "pylibjpeg",
+    ),
+}
 """The decoder of a transfer syntax, where pydicom must not try one after the other: what the
-strict ones refuse as broken JPEG-LS, pylibjpeg-libjpeg turns into noise."""
+strict ones refuse as broken JPEG-LS, pylibjpeg-libjpeg turns into noise; and over broken JPEG GDCM
+ends the whole process."""
 
 DECODER_ERRORS: Final = (
     ArithmeticError,
@@ -62,6 +88,32 @@ DECODER_ERRORS: Final = (
     struct.error,
 )
 """What pydicom and its decoders raise over foreign bytes; lack of memory is ours and passes."""
+
+
+HEADER_ERRORS: Final = (*DECODER_ERRORS, BytesLengthException, InvalidDicomError, zlib.error)
+
+INFLATED_LIMIT: Final = 1 << 30
+"""Bytes that a deflated data set may become, as at reception."""
+CHUNK: Final = 1 << 20
+
+
+@contextmanager
+def foreign_header(reason: str) -> Iterator[None]:
+    """Refuse an instance for what pydicom raises over its header; what the disk raises passes.
+
+    Raises
+    ------
+    UnusableSeries
+        With this reason.
+    """
+    try:
+        yield
+    except HEADER_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UnusableSeries(
+            reason, f"a header cannot be understood: {type(error).__name__} {error}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -122,13 +174,28 @@ class Instance:
         kept: Stored = (stored << (container - 1 - high)) >> (container - bits)
         return kept
 
-    def _read(self) -> Iterator[Stored]:
-        rows, columns = int(self.header.Rows), int(self.header.Columns)
-        count = rows * columns
-        frame_bytes = count * self.dtype.itemsize
-        expected = self.frame_count * frame_bytes
-        if self.length < expected:
+    @property
+    def pixel_count(self) -> int:
+        """Return how many pixels the header claims."""
+        return int(self.header.Rows) * int(self.header.Columns) * max(self.frame_count, 0)
+
+    def check_length(self) -> None:
+        """Refuse native pixels that are fewer than claimed, before anything is made of that size.
+
+        Raises
+        ------
+        UnusableSeries
+            truncated-pixels: as said.
+        """
+        expected = self.pixel_count * (int(self.header.BitsAllocated) // 8)
+        if self.native and self.length < expected:
             raise self._truncated(f"{expected} bytes", self.length)
+
+    def _read(self) -> Iterator[Stored]:
+        self.check_length()
+        rows, columns = int(self.header.Rows), int(self.header.Columns)
+        frame_bytes = rows * columns * self.dtype.itemsize
+        expected = self.frame_count * frame_bytes
         for index, data in enumerate(self._chunks(frame_bytes)):
             if len(data) < frame_bytes:
                 raise self._truncated(f"{expected} bytes", index * frame_bytes + len(data))
@@ -147,16 +214,48 @@ class Instance:
     def _decode(self) -> Iterator[Stored]:
         count, decoder = 0, DECODERS.get(_transfer_syntax(self.header), "")
         try:
+            self._check_sizes()
             for stored in iter_pixels(self.source, raw=True, decoding_plugin=decoder):
                 count += 1
                 yield stored
         except DECODER_ERRORS as error:
-            syntax = _transfer_syntax(self.header).name
-            raise UnusableSeries(
-                "undecodable", f"{syntax} pixels of {self.uid}, frame {count + 1}: {error}"
-            ) from error
+            raise self._undecodable(count, error) from error
+        except BaseException as error:
+            # A decoder in Rust panics with what is no Exception, and cannot be imported (PyO3).
+            if type(error).__module__ != "pyo3_runtime":
+                raise
+            raise self._undecodable(count, error) from error
         if count < self.frame_count:
             raise self._truncated(f"{self.frame_count} frames", count)
+
+    def _undecodable(self, decoded: int, error: BaseException) -> UnusableSeries:
+        syntax = _transfer_syntax(self.header).name
+        return UnusableSeries(
+            "undecodable", f"{syntax} pixels of {self.uid}, frame {decoded + 1}: {error}"
+        )
+
+    def _check_sizes(self) -> None:
+        """Refuse frames that are of another size than the header's: decoders believe them.
+
+        Raises
+        ------
+        ValueError
+            One is, or does not say it.
+        """
+        header = self.header
+        expected = (int(header.Rows), int(header.Columns), int(header.SamplesPerPixel))
+        for frame in self._encoded():
+            found = codestream.size(frame)
+            if found not in {None, expected}:
+                raise ValueError(f"a frame of {found}, the header says {expected}")
+
+    def _encoded(self) -> Iterator[bytes]:
+        if isinstance(self.source, Dataset):
+            yield from generate_frames(self.source.PixelData, number_of_frames=self.frame_count)
+            return
+        with self.source.open("rb") as file:
+            file.seek(self.start)
+            yield from generate_frames(file, number_of_frames=self.frame_count)
 
     def _truncated(self, expected: str, found: int) -> UnusableSeries:
         return UnusableSeries(
@@ -174,15 +273,30 @@ def open_instance(source: Path | Dataset) -> Instance:
     """
     if isinstance(source, Dataset):
         return _in_memory(source)
-    try:
-        with source.open("rb") as file:
-            header = dcmread(file, stop_before_pixels=True)
-            if _transfer_syntax(header) == DeflatedExplicitVRLittleEndian:
-                return _in_memory(dcmread(source))
-            start, length = _find_pixels(file, header)
-    except (InvalidDicomError, EOFError, struct.error, zlib.error) as error:
-        raise UnusableSeries("not-an-image", f"a file is not DICOM: {error}") from error
+    with foreign_header("not-an-image"), source.open("rb") as file:
+        _check_inflated(file)
+        header = dcmread(file, stop_before_pixels=True)
+        if _transfer_syntax(header) == DeflatedExplicitVRLittleEndian:
+            return _in_memory(dcmread(source))
+        start, length = _find_pixels(file, header)
     return Instance(header, source, start, length)
+
+
+def _check_inflated(file: BinaryIO) -> None:
+    """Refuse what would become too large for the memory, before pydicom inflates it whole."""
+    values, offset = meta_information(file)
+    syntax = values.get(TRANSFER_SYNTAX, b"").rstrip(b"\x00 ").decode("ascii", "replace")
+    file.seek(offset if syntax == DeflatedExplicitVRLittleEndian else 0)
+    if not file.tell():
+        return
+    inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while not inflate.eof and (piece := inflate.unconsumed_tail or file.read(CHUNK)):
+        size += len(inflate.decompress(piece, CHUNK))
+        if size > INFLATED_LIMIT:
+            raise UnusableSeries(
+                "not-an-image", f"a deflated data set becomes more than {INFLATED_LIMIT} bytes"
+            )
+    file.seek(0)
 
 
 def _in_memory(dataset: Dataset) -> Instance:
@@ -206,7 +320,9 @@ def _find_pixels(file: BinaryIO, header: Dataset) -> tuple[int, int]:
     group, number, length = struct.unpack(order + layout, element)
     if group << 16 | number != PIXEL_DATA:
         raise _without_pixels(header)
-    return file.tell(), length
+    # What is claimed to follow may not be there.
+    start = file.tell()
+    return start, min(length, os.fstat(file.fileno()).st_size - start)
 
 
 def _without_pixels(header: Dataset) -> UnusableSeries:

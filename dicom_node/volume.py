@@ -30,7 +30,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from .errors import UnusableSeries
 from .geometry import Grid, Plane, regular_grid
-from .pixels import Instance, Stored, open_instance
+from .pixels import Instance, Stored, foreign_header, open_instance
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,9 @@ REQUIRED: Final = (
 
 NAMED: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
 """What the results refer to; only the last two have their own reasons to be missing."""
+
+MOST_VOXELS: Final = 1 << 31
+"""8 GB of float32; a whole body of 2,000 slices with 1,024 x 1,024 pixels fits."""
 
 Values = NDArray[np.float32]
 Mask = NDArray[np.bool_] | NDArray[np.uint8]
@@ -116,15 +119,17 @@ def load(instances: Sequence[Path | Dataset]) -> SourceVolume:
     UnusableSeries
         With one of the reasons in `geometry` and `pixels`, or: two-series, unsupported-class,
         not-an-image, localizer, colour, inverted-grey, duplicate-position, several-stacks,
-        illegal-uid, no-geometry, no-rescale.
+        illegal-uid, no-geometry, no-rescale, broken-header, too-large.
     """
-    opened = _once([open_instance(each) for each in instances])
-    _check_series(opened)
-    for each in opened:
-        _check_names(each)
-        _check_image(each)
-    frames = [_Frame(each, index) for each in opened for index in range(each.frame_count)]
-    planes = [_plane(each) for each in frames]
+    with foreign_header("broken-header"):
+        opened = _once([open_instance(each) for each in instances])
+        _check_series(opened)
+        for each in opened:
+            _check_names(each)
+            _check_image(each)
+        _check_size(opened)
+        frames = [_Frame(each, index) for each in opened for index in range(each.frame_count)]
+        planes = [_plane(each) for each in frames]
     grid = regular_grid(planes)
     image = _blank(grid, planes[0].frame_of_reference_uid)
     source = hd.VolumeGeometry(
@@ -133,9 +138,11 @@ def load(instances: Sequence[Path | Dataset]) -> SourceVolume:
     # The image's own memory, seen as the source's slices: what is written there lands turned.
     slices = image.match_geometry(source).array
     places = np.argsort(grid.order)
-    _fill([slices[place] for place in places], frames)
+    with foreign_header("broken-header"):
+        _fill([slices[place] for place in places], frames)
+        sources = _straight(frames, grid)
     log.info("volume.loaded", extra={"shape": image.spatial_shape, "spacing_mm": image.spacing})
-    return SourceVolume(image, _straight(frames, grid), source)
+    return SourceVolume(image, sources, source)
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,15 @@ def _check_image(instance: Instance) -> None:
         raise UnusableSeries(
             "no-geometry", f"{instance.frame_count} frames, but places for {len(groups)}"
         )
+
+
+def _check_size(opened: Sequence[Instance]) -> None:
+    """Refuse what no memory holds, or what the files do not, before any of it is allocated."""
+    claimed = sum(each.pixel_count for each in opened)
+    if claimed > MOST_VOXELS:
+        raise UnusableSeries("too-large", f"{claimed} voxels are claimed, at most {MOST_VOXELS}")
+    for each in opened:
+        each.check_length()
 
 
 def _plane(frame: _Frame) -> Plane:
