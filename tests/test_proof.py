@@ -2,14 +2,10 @@
 
 # ruff: noqa: F811 - fixtures of another file
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,6 @@ from pynetdicom.sop_class import (
 from test_delivery import events, finish, made, only, running, study_of  # noqa: F401 - fixtures
 
 from dicom_node import deliveries, delivery, dimse, negotiation, proof
-from dicom_node.backoff import FAILURES, Breaker
 from dicom_node.config import Config, Destination
 from dicom_node.errors import BadInput
 from dicom_node.ledger import Ledger
@@ -34,12 +29,19 @@ from dicom_node.spool import Spool
 Finish = Callable[..., str]
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listen only shortly on our own association: no report comes on it."""
+    monkeypatch.setattr(proof, "LISTEN_S", 0.1)
+
+
 @dataclass
 class Pacs:
     """A PACS of pynetdicom's that stores in memory, and reports as it is told."""
 
-    report: str = "same"  # same | new | never | later
+    report: str = "same"  # same | new | never | later | kept: for our next association
     loses: bool = False  # accepts, and then has nothing
+    hides: str = ""  # an instance that it does not find
     finds: bool = False
     status: int = 0x0000
     us: int = 0  # our port, for a report on a new association
@@ -60,6 +62,7 @@ class Pacs:
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_ACTION, self._action),
             (evt.EVT_C_FIND, self._find),
+            (evt.EVT_ESTABLISHED, self._established),
         ]
         server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         try:
@@ -82,6 +85,13 @@ class Pacs:
             self.threads.append(thread)
             thread.start()
         return 0x0000, None
+
+    def _established(self, event: Any) -> None:
+        if self.report == "kept" and self.asked:
+            where = (event.assoc, self.asked[0])
+            thread = threading.Thread(target=self._same, args=where)
+            self.threads.append(thread)
+            thread.start()
 
     def _said(self, asked: Dataset) -> tuple[int, Dataset]:
         said = Dataset()
@@ -121,7 +131,10 @@ class Pacs:
 
     def _find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
         for each in {} if self.loses else self.stored.values():
-            if each.SeriesInstanceUID == event.identifier.SeriesInstanceUID:
+            if (
+                each.SeriesInstanceUID == event.identifier.SeriesInstanceUID
+                and each.SOPInstanceUID != self.hides
+            ):
                 found = Dataset()
                 found.SOPInstanceUID = each.SOPInstanceUID
                 yield 0xFF00, found
@@ -155,6 +168,7 @@ def test_a_commitment_on_the_same_association_is_proof(
     assert [each["destination"] for each in events(ledger, "delivery.delivered")] == [str(address)]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_commitment_on_an_association_of_the_peer_is_proof(
     ledger: Ledger,
     config: Config,
@@ -167,6 +181,7 @@ def test_a_commitment_on_an_association_of_the_peer_is_proof(
         until(lambda: only(ledger, job_id).state == "delivered")
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_commitment_that_comes_after_a_restart_is_proof(
     config: Config,
     finish: Finish,
@@ -189,6 +204,7 @@ def test_a_commitment_that_comes_after_a_restart_is_proof(
             assert peer.say(unknown) == proof.UNKNOWN_TRANSACTION
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_commitment_comes_even_after_we_gave_up_waiting(
     ledger: Ledger,
     config: Config,
@@ -234,6 +250,94 @@ def test_what_a_peer_accepts_and_then_loses_is_sent_again_and_given_up_in_the_en
         assert only(ledger, other).state == "delivered"
 
 
+def test_a_report_that_the_peer_has_kept_is_taken_on_the_next_association_of_ours(
+    ledger: Ledger,
+    config: Config,
+    finish: Finish,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proof, "AGAIN_S", 0.05)
+    monkeypatch.setattr(proof, "LISTEN_S", 0.5)
+    peer = Pacs(report="kept")
+    with peer.up() as address, running(ledger, config):
+        job_id = finish(address)
+        until(lambda: only(ledger, job_id).state == "delivered")
+    assert only(ledger, job_id).detail == "committed to 3 instances"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_query_found_and_the_peer_then_refuses_to_keep_is_sent_again(
+    ledger: Ledger,
+    config: Config,
+    spool: Spool,
+    finish: Finish,
+) -> None:
+    peer = Pacs(report="later", finds=True)
+    with peer.up() as address:
+        job_id = finish(address)
+        assert delivery.deliver(ledger, config, only(ledger, job_id))
+        assert (only(ledger, job_id).state, len(peer.asked)) == ("delivered", 1)
+        assert study_of(ledger, job_id)[0] == "done"
+        peer.loses = True
+        with listening(config, spool, ledger) as peer.us:
+            assert peer.say(peer.asked[0]) == 0x0000
+        assert only(ledger, job_id).state == "pending"
+        assert study_of(ledger, job_id)[0] == "delivering"
+        peer.loses = False
+        assert delivery.deliver(ledger, config, only(ledger, job_id))
+        assert study_of(ledger, job_id)[0] == "done"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_peer_finds_in_part_is_sent_again_as_often_as_its_table_says(
+    ledger: Ledger,
+    config: Config,
+    finish: Finish,
+    made: list[Path],
+) -> None:
+    peer = Pacs(report="never", finds=True, hides=str(dcmread(made[1]).SOPInstanceUID))
+    with peer.up() as address:
+        twice = replace(address, attempts=2)
+        config = replace(config, destinations=(twice,), proof_s=0.05, delivery_backoff_s=0.05)
+        job_id = finish(twice)
+        with running(ledger, config):
+            until(lambda: only(ledger, job_id).state == "failed")
+    ended = only(ledger, job_id)
+    assert (ended.detail, ended.attempts) == ("3 instances stored; the peer finds 2 of 3", 2)
+    assert len(events(ledger, "delivery.lost")) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_peer_that_finds_nothing_at_all_is_believed_and_no_more(
+    ledger: Ledger,
+    config: Config,
+    finish: Finish,
+) -> None:
+    config = replace(config, proof_s=0.05)
+    with Pacs(report="never", finds=True, loses=True).up() as address, running(ledger, config):
+        job_id = finish(replace(address, proof="query"))
+        until(lambda: only(ledger, job_id).state == "sent-unproven")
+    told = "3 instances stored; not proven: the peer finds 0 of 3"
+    assert only(ledger, job_id).detail == told
+    assert not deliveries.proven(ledger, job_id)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_peer_that_is_gone_before_it_could_be_asked_is_named(
+    ledger: Ledger,
+    config: Config,
+    finish: Finish,
+) -> None:
+    config = replace(config, proof_s=0.05)
+    with Pacs(report="later").up() as address:
+        job_id = finish(address)
+        assert delivery.deliver(ledger, config, only(ledger, job_id))
+    with running(ledger, config):
+        until(lambda: only(ledger, job_id).state == "sent-unproven")
+    assert "not proven: PACS@127.0.0.1" in only(ledger, job_id).detail
+    assert "cannot be reached" in only(ledger, job_id).detail
+
+
 def test_a_query_is_proof_where_nobody_commits(
     ledger: Ledger,
     config: Config,
@@ -246,6 +350,7 @@ def test_a_query_is_proof_where_nobody_commits(
     assert (done.state, done.detail) == ("delivered", "3 instances stored, and found by a query")
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_peer_that_does_not_find_it_yet_is_asked_again(
     ledger: Ledger,
     config: Config,
@@ -309,174 +414,3 @@ def test_a_dead_letter_is_sent_again_by_one_word(
     with pytest.raises(BadInput, match="no delivery has the number 99"):
         deliveries.resend(ledger, [99], by="me")
     assert deliveries.listed(ledger, destination="_ACS") == []
-
-
-# --- left alone ----------------------------------------------------------------------------------
-
-
-def test_a_destination_that_fails_again_and_again_is_left_alone_for_a_while() -> None:
-    now = [0.0]
-    breaker = Breaker(lambda: now[0])
-    assert [breaker.failed() for _ in range(FAILURES)] == [False] * (FAILURES - 1) + [True]
-    assert breaker.is_open
-    now[0] = 5.1
-    assert not breaker.is_open
-    assert breaker.is_tripped
-    assert not breaker.failed()  # told once only
-    now[0] = 15
-    assert breaker.is_open
-    for _ in range(50):
-        breaker.failed()
-    now[0] += 301
-    assert not breaker.is_open
-    assert breaker.worked()
-    assert not breaker.is_tripped
-    assert not breaker.worked()
-
-
-def test_a_dead_destination_costs_three_attempts_not_one_for_each_study(
-    ledger: Ledger,
-    config: Config,
-    finish: Finish,
-) -> None:
-    with Pacs().up() as address:
-        pass
-    jobs = [finish(address) for _ in range(8)]
-    with running(ledger, config):
-        until(lambda: bool(events(ledger, "destination.down")))
-    tried = [only(ledger, each).attempts for each in jobs]
-    assert sorted(tried) == [0] * 5 + [1] * 3
-
-
-# --- STOW-RS -------------------------------------------------------------------------------------
-
-
-@dataclass
-class Web:
-    """A DICOMweb server in small: it parses what comes by the boundary, as any does."""
-
-    code: int = 200
-    failing: int = 0  # a failure reason for the first instance
-    loses: bool = False
-    header: dict[str, str] = field(default_factory=dict)
-    stored: dict[str, bytes] = field(default_factory=dict)
-    seen: list[tuple[str, str | None]] = field(default_factory=list)
-
-    @contextmanager
-    def up(self, **options: Any) -> Iterator[Destination]:
-        web = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                web.seen.append((self.path, self.headers["Authorization"]))
-                kind, _, boundary = self.headers["Content-Type"].partition("boundary=")
-                assert 'multipart/related; type="application/dicom"' in kind
-                body = b""
-                while (size := int(self.rfile.readline(), 16)) > 0:
-                    body += self.rfile.read(size)
-                    self.rfile.readline()
-                self.rfile.readline()
-                self._answer(*web.take(body, boundary))
-
-            def do_GET(self) -> None:
-                web.seen.append((self.path, self.headers["Authorization"]))
-                there = [] if web.loses else list(web.stored)
-                self._answer(200, [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in there])
-
-            def _answer(self, code: int, said: Any) -> None:
-                content = json.dumps(said).encode()
-                self.send_response(code)
-                for key, value in web.header.items():
-                    self.send_header(key, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-            thread.start()
-            try:
-                yield Destination(url=f"http://127.0.0.1:{server.server_port}/dicom-web", **options)
-            finally:
-                server.shutdown()
-                thread.join()
-
-    def take(self, body: bytes, boundary: str) -> tuple[int, Any]:
-        if self.code >= 400 and self.code != 409:
-            return self.code, {}
-        failed = []
-        for part in body.split(f"--{boundary}".encode())[1:-1]:
-            content = part.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
-            uid = str(dcmread(BytesIO(content)).SOPInstanceUID)
-            if self.failing and not failed:
-                failed.append({"00081155": {"Value": [uid]}, "00081197": {"Value": [self.failing]}})
-            else:
-                self.stored[uid] = content
-        return (409 if failed else self.code), {"00081198": {"Value": failed}} if failed else {}
-
-
-def test_a_dicomweb_server_gets_the_files_byte_for_byte_and_is_asked_whether_it_has_them(
-    ledger: Ledger,
-    config: Config,
-    finish: Finish,
-    made: list[Path],
-    tmp_path: Path,
-) -> None:
-    token = tmp_path / "token"
-    token.write_text("secret\n")
-    web = Web()
-    with web.up(token_file=str(token)) as address:
-        config = replace(config, destinations=(address,))
-        job_id = finish(address)
-        assert delivery.deliver(ledger, config, only(ledger, job_id))
-    assert list(web.stored.values()) == [path.read_bytes() for path in made]
-    assert web.seen[0] == ("/dicom-web/studies", "Bearer secret")
-    assert {each for _, each in web.seen} == {"Bearer secret"}
-    done = only(ledger, job_id)
-    assert (done.state, done.detail) == ("delivered", "3 instances stored, and found by a query")
-
-
-@pytest.mark.parametrize(
-    ("web", "state", "told"),
-    [
-        (Web(code=401), "failed", "token_file or user_file"),
-        (Web(code=404), "failed", "is the url right"),
-        (Web(code=413), "failed", "413"),
-        (Web(code=500), "pending", "500"),
-        (Web(code=503, header={"Retry-After": "120"}), "pending", "503"),
-        (Web(failing=0xA700), "pending", "0xA700"),
-        (Web(failing=0xC000), "failed", "0xC000"),
-        (Web(loses=True), "sent", "3 instances stored"),
-    ],
-)
-def test_what_a_dicomweb_server_answers_decides_what_follows(
-    ledger: Ledger,
-    config: Config,
-    finish: Finish,
-    web: Web,
-    state: str,
-    told: str,
-) -> None:
-    with web.up() as address:
-        job_id = finish(address)
-        delivery.deliver(ledger, config, only(ledger, job_id))
-    ended = only(ledger, job_id)
-    assert ended.state == state
-    assert told in ended.detail
-    if web.header:
-        assert (ended.next_at - datetime.now(UTC)).total_seconds() > 100
-
-
-def test_a_dicomweb_server_that_is_not_there_is_said(
-    ledger: Ledger,
-    config: Config,
-    finish: Finish,
-) -> None:
-    with Web().up() as address:
-        pass
-    job_id = finish(address)
-    assert not delivery.deliver(ledger, config, only(ledger, job_id))
-    assert "cannot be reached" in only(ledger, job_id).detail
