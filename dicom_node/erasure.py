@@ -51,6 +51,7 @@ class Erased:
     pseudonym: str
     files: int
     events: int  # emptied
+    unreached: tuple[str, ...]  # folders of drafts as text that are not there: look into them
 
 
 def of_patient(ledger: Ledger, patient_id: str, issuer: str = "") -> list[str]:
@@ -121,9 +122,9 @@ def _check(transaction: Transaction, study: Study | None, uid: str) -> None:
 
 def _begin(transaction: Transaction, uid: str, by: str, reason: str) -> Removal:
     """Say that it is going; from here on nobody reads or sends it."""
-    pseudonym = f"erased-{secrets.token_hex(8)}"
+    pseudonym = f"{traces.ERASED}{secrets.token_hex(8)}"
     traces.stop(transaction, uid)
-    told = {"pseudonym": pseudonym, "by": by, "reason": reason, "files": 0, "events": 0}
+    told = {"pseudonym": pseudonym, "by": by, "reason": reason}
     removal = removals.note(transaction, ERASURE, uid, "", told)
     transaction.event("erasure.begun", study_uid=pseudonym, by=by, reason=reason)
     return removal
@@ -136,7 +137,15 @@ def _finish(ledger: Ledger, config: Config, begun: Sequence[Removal]) -> list[Er
         for each in told:
             transaction.event("ledger.scrubbed", study_uid=each.study_uid)
             removals.forget(transaction, each)
-    return [Erased(each.study_uid, each.detail["files"], each.detail["events"]) for each in told]
+    return [
+        Erased(
+            each.study_uid,
+            each.detail["files"],
+            each.detail["events"],
+            tuple(each.detail["unreached"]),
+        )
+        for each in told
+    ]
 
 
 def _has_name(removal: Removal) -> bool:
@@ -149,30 +158,35 @@ def _remove(ledger: Ledger, config: Config, removal: Removal) -> Removal:
         traced = traces.of(connection, uid)
         marked = traces.events_with(connection, traced)
         upto = traces.last(connection)
-    files = _remove_results(ledger, config, uid)
+    files = sum(_remove_folder(config.results_dir / each.id) for each in ledger.jobs(uid))
+    drafts, unreached = _remove_drafts(ledger, uid)
+    files += drafts
     if config.audit_dir.is_dir():
         audit.forget(config.audit_dir, traced, pseudonym)
     with retention.quiet(config.spool_dir, PATIENCE_S):
         files += _remove_images(config.spool_dir, uid, traced.paths)
         with ledger.transaction() as transaction:
             marked |= traces.events_with(transaction.connection, traced, after=upto)
-            left = traces.remove(transaction, removal, traced, marked, files=files)
+            told = {"files": files, "unreached": unreached}
+            left = traces.remove(transaction, removal, traced, marked, told)
     return left
 
 
-def _remove_results(ledger: Ledger, config: Config, uid: str) -> int:
-    count = 0
+def _remove_drafts(ledger: Ledger, uid: str) -> tuple[int, list[str]]:
+    """Remove drafts as text that lie where a RIS takes them; tell the folders that are away."""
     study = ledger.study(uid)
-    for job in ledger.jobs(uid):
-        count += _remove_folder(config.results_dir / job.id)
-        for each in ledger.deliveries(job.id):
-            if each.destination.startswith(TEXT):
-                folder = Path(each.destination.removeprefix(TEXT))
-                order = (study.accession_number if study else "") or uid
-                count += _unlink(folder / text_drop.name(order, job.id))
-                _unlink(folder / f".{text_drop.name(order, job.id)}.partial")
-                retention.sync(folder)
-    return count
+    order = (study.accession_number if study else "") or uid
+    put = {
+        Path(each.destination.removeprefix(TEXT)) / text_drop.name(order, job.id)
+        for job in ledger.jobs(uid)
+        for each in ledger.deliveries(job.id)
+        if each.destination.startswith(TEXT)
+    }
+    count = sum(_unlink(each) for each in put)
+    for each in put:
+        _unlink(each.with_name(f".{each.name}.partial"))
+        retention.sync(each.parent)
+    return count, sorted({str(each.parent) for each in put if not each.parent.is_dir()})
 
 
 def _remove_images(spool_dir: Path, uid: str, paths: Iterable[Path]) -> int:

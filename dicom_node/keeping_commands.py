@@ -124,6 +124,7 @@ def _erase(arguments: argparse.Namespace) -> Outcome:
         f"erased: {each.files} files, {each.events} events emptied; it is {each.pseudonym} now"
         for each in gone
     ]
+    lines += [f"not reached, look yourself: {each}" for one in gone for each in one.unreached]
     lines.append(f"the chain of {count} events is whole")
     return Outcome({"erased": [asdict(each) for each in gone]}, "\n".join(lines))
 

@@ -96,6 +96,12 @@ def ended_jobs(connection: Connection) -> list[tuple[str, str, datetime]]:
     ]
 
 
+def expired_jobs(connection: Connection) -> set[str]:
+    """Give the jobs of which no results are here any more, nor are to be."""
+    table = tables.jobs.c
+    return set(connection.scalars(select(table.id).where(table.expired_at.is_not(None))))
+
+
 def kept_because(connection: Connection, study_uid: str, *, unproven: bool) -> str:
     """Say why nothing of a study may expire; empty if it may.
 

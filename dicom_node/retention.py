@@ -87,6 +87,7 @@ def recover(ledger: Ledger, config: Config) -> None:
 
 def sweep(ledger: Ledger, config: Config, now: datetime | None = None) -> list[Going]:
     """Remove whatever may leave now, and tell it. To be called by whoever is `alone`."""
+    _remove_strays(ledger, config)
     gone = []
     for each in plan(ledger, config, now)[0]:
         with ledger.transaction() as transaction:
@@ -282,6 +283,18 @@ def remove_folder(folder: Path) -> None:
     if folder.is_dir():
         shutil.rmtree(folder)
         sync(folder.parent)
+
+
+def _remove_strays(ledger: Ledger, config: Config) -> None:
+    """Remove what a worker has written that had lost its job, after its results had to go."""
+    if not config.results_dir.is_dir():
+        return
+    with ledger.reading() as connection:
+        expired = removals.expired_jobs(connection)
+    for each in expired.intersection(folder.name for folder in config.results_dir.iterdir()):
+        files, size = _size(config.results_dir / each)
+        remove_folder(config.results_dir / each)
+        ledger.event("retention.stray", job_id=each, files=files, bytes=size)
 
 
 def _remove_if_empty(folder: Path) -> bool:

@@ -6,7 +6,7 @@ that tells of the study: what is added to the ledger later is not forgotten here
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from .removals import Removal
 from .transaction import Transaction
 
 UID: Final = re.compile(r"[0-9]+(?:\.[0-9]+)+")
+ERASED: Final = "erased-"  # how a pseudonym begins
 SHORTEST: Final = 4  # characters of an ID that is sought within a text, not only as all of it
 NAMED: Final = frozenset(
     {
@@ -58,6 +59,18 @@ class Traces:
     uids: frozenset[str]
     texts: tuple[str, ...]  # name, ID, accession number
     paths: tuple[Path, ...]
+
+    def seen_from(self, study_uid: object) -> "Traces":
+        """Give what points there from something that is of a study, or of none.
+
+        Another study may be of the same person, and stay: there, a name is none of ours.
+        """
+        ours = study_uid is None or study_uid == self.study_uid
+        return self if ours or str(study_uid).startswith(ERASED) else self._uids_only
+
+    @cached_property
+    def _uids_only(self) -> "Traces":
+        return replace(self, texts=())
 
     def mark(self, value: object) -> bool:
         """Tell whether a value, or what is in it, points there."""
@@ -148,7 +161,7 @@ def events_with(connection: Connection, traces: Traces, *, after: int = 0) -> di
     found: dict[int, str | None] = {}
     rows: Result[Any] = connection.execute(wanted.execution_options(yield_per=1000))
     for row in rows:
-        if not chain.is_empty(row) and _points(row, traces):
+        if not chain.is_empty(row) and _points(row, traces.seen_from(row.study_uid)):
             found[row.seq] = row.study_uid
     return found
 
@@ -180,8 +193,7 @@ def remove(
     removal: Removal,
     traces: Traces,
     marked: dict[int, str | None],
-    *,
-    files: int,
+    files: Mapping[str, object],
 ) -> Removal:
     """Let the rows of a study be nobody's, and say so: from here on it has its pseudonym."""
     connection, pseudonym = transaction.connection, str(removal.detail["pseudonym"])
@@ -198,7 +210,7 @@ def remove(
     ):
         connection.execute(delete(table).where(column == traces.study_uid))
     for table in (tables.studies, tables.jobs, tables.deliveries):
-        _blank(connection, table, traces)
+        _blank(connection, table, traces, pseudonym)
     for table in tables.METADATA.sorted_tables:
         if table not in NAMED:
             _delete_marked(connection, table, traces)
@@ -206,7 +218,7 @@ def remove(
     told = {
         **removal.detail,
         "instances": counted,
-        "files": files,
+        **files,
         "events": len(marked),
     }
     transaction.event(
@@ -246,9 +258,11 @@ def _empty_jobs(transaction: Transaction, study_uid: str, pseudonym: str) -> Non
     connection.execute(mine.values(study_uid=pseudonym, detail=""))
 
 
-def _blank(connection: Connection, table: Table, traces: Traces) -> None:
+def _blank(connection: Connection, table: Table, traces: Traces, pseudonym: str) -> None:
     """Empty what still tells of the study in the rows that stay, as columns that are added may."""
     for row, same in _marked(connection, table, traces):
+        if row["study_uid"] != pseudonym:
+            continue
         changed = {
             name: None if table.c[name].nullable else ""
             for name, value in row.items()
@@ -268,7 +282,8 @@ def _marked(
     """Find the rows that tell of a study, with what selects each."""
     for row in connection.execute(select(table)).all():
         values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
-        if any(traces.mark(_opened(each)) for each in values.values()):
+        seen = traces.seen_from(values.get("study_uid"))
+        if any(seen.mark(_opened(each)) for each in values.values()):
             keys = (each == values[each.name] for each in table.primary_key.columns)
             yield values, and_(*keys)
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import audit_schema
 import pytest
 from commands import lamed_node, served, short_protocols, tamper, until
 from keeping import MODEL, Node, Stopped, killed_at
@@ -219,6 +220,19 @@ def test_a_patient_is_erased_with_all_studies_and_no_other_patient(node: Node) -
         erasure.of_patient(node.ledger, "PID-0815")
 
 
+def test_another_study_of_the_same_patient_stays_as_it_is(node: Node) -> None:
+    node.delivered(STUDY)
+    job = node.delivered("1.2.88.1")
+    node.ledger.event("study.expected", study_uid="1.2.88.1", of="SYNTHETIC^ERASE PID-0815")
+    before = node.ledger.events(study_uid="1.2.88.1"), node.ledger.job(job)
+    erase(node)
+    assert (node.ledger.events(study_uid="1.2.88.1"), node.ledger.job(job)) == before
+    study = node.ledger.study("1.2.88.1")
+    assert study
+    assert (study.patient_name, study.accession_number) == ("SYNTHETIC^ERASE", "ACC-4711")
+    assert remains(node.config.data_dir, (STUDY,)) == []
+
+
 def test_the_same_number_of_another_issuer_is_another_patient(node: Node) -> None:
     node.delivered(STUDY, IssuerOfPatientID="EAST")
     node.delivered("1.2.88.1", IssuerOfPatientID="WEST")
@@ -236,24 +250,51 @@ def test_a_draft_that_no_ris_has_fetched_goes_too(node: Node, tmp_path: Path) ->
     job = node.delivered(STUDY, destination=f"text:{drop}")
     (drop / text_drop.name("ACC-4711", job)).write_text("Thorax of SYNTHETIC^ERASE")
     (drop / "foreign.txt").write_text("of somebody else")
-    erase(node)
+    (told,) = erase(node)
     assert [each.name for each in drop.iterdir()] == ["foreign.txt"]
+    assert told.unreached == ()
+
+
+def test_a_folder_of_drafts_that_is_away_is_named(node: Node, tmp_path: Path) -> None:
+    node.delivered(STUDY, destination=f"text:{tmp_path}/share")
+    (told,) = erase(node)
+    assert told.unreached == (f"{tmp_path}/share",)
+    (said,) = [each.data for each in node.ledger.events() if each.kind == "study.erased"]
+    assert said["unreached"] == [f"{tmp_path}/share"]
+
+
+def test_what_a_late_worker_writes_afterwards_goes_too(node: Node) -> None:
+    job = node.delivered(STUDY)
+    erase(node)
+    folder = node.config.results_dir / job
+    folder.mkdir()
+    (folder / "draft.dcm").write_text("SYNTHETIC^ERASE")
+    node.sweep()
+    assert remains(node.config.data_dir) == []
+    assert "retention.stray" in [each.kind for each in node.ledger.events()]
 
 
 def test_audit_messages_that_are_kept_as_files_lose_whose_they_are(node: Node) -> None:
     kept = replace(node.config, audit_store=True)
     node.delivered(STUDY)
     node.delivered("1.2.88.1", **OTHER)
+    node.delivered("1.2.99.1")
     node.ledger.event("study.complete", study_uid=STUDY)
     (place,) = relay.places(kept)
     while relay.step(node.ledger, kept, place):
         pass
     assert remains(kept.audit_dir)
     (told,) = erase(node)
-    assert remains(node.config.data_dir) == []
+    assert remains(kept.audit_dir, (STUDY,)) == []
     text = "".join(each.read_text() for each in kept.audit_dir.glob("*.log"))
     assert told.pseudonym in text
     assert "PID-9" in text
+    assert "PID-0815" in text  # of the other study, which stays
+    erase(node, "1.2.99.1")
+    assert remains(node.config.data_dir) == []
+    for each in kept.audit_dir.glob("*.log"):
+        for line in each.read_bytes().splitlines():
+            audit_schema.check(line)
 
 
 STEPS = ["begun", "results", "images", "rows", "scrub", "forget"]
@@ -271,7 +312,7 @@ def test_a_crash_anywhere_leaves_what_the_next_start_finishes(
 
     place, name = {
         "begun": (erasure, "_finish"),
-        "results": (erasure, "_remove_results"),
+        "results": (erasure, "_remove_drafts"),
         "images": (erasure, "_remove_images"),
         "rows": (erasure.traces, "remove"),
         "scrub": (Ledger, "scrub"),

@@ -15,6 +15,7 @@ from typing import Final
 
 from dicom_node.traces import Traces
 
+from .codes import STUDY_UID
 from .message import UNKNOWN, written
 
 SUFFIX: Final = ".xml.log"
@@ -69,9 +70,19 @@ def _without(line: bytes, traces: Traces, pseudonym: str) -> bytes:
         root = ET.fromstring(line)  # noqa: S314 - written here
     except ET.ParseError:  # cut by a crash; it was written again after it
         return b"" if traces.mark(line.decode("utf-8", "replace")) else line
-    if not sum(_empty(each, traces, pseudonym) for each in root.iter()):
+    seen = traces.seen_from(_study(root))
+    if not sum(_empty(each, seen, pseudonym) for each in root.iter()):
         return line
     return written(root)
+
+
+def _study(root: ET.Element) -> str | None:
+    """Tell which study a message is of; None: of none."""
+    for each in root.iter("ParticipantObjectIdentification"):
+        kind = each.find("ParticipantObjectIDTypeCode")
+        if kind is not None and kind.get("csd-code") == STUDY_UID.value:
+            return each.get("ParticipantObjectID")
+    return None
 
 
 def _empty(element: ET.Element, traces: Traces, pseudonym: str) -> bool:
