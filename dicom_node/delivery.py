@@ -9,7 +9,7 @@ it is ``delivered`` only on proof.
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,7 +19,7 @@ from . import deliveries, proof, scu, stow, text_drop
 from .backoff import Breaker, again_at
 from .config import Config
 from .destinations import TEXT, named
-from .errors import Busy, ConfigError, NodeError, NotTaken
+from .errors import Busy, NodeError, NotTaken
 from .ledger import Delivery, Ledger, Result
 from .part10 import Part10
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MOST_DESTINATIONS = 1000  # threads are made as they are needed, and never shared by two peers
+MOST_AT_ONCE = 500  # deliveries that are looked at; those of a busy destination wait in the ledger
 DUE = ("pending", "sent")
 
 
@@ -38,10 +39,10 @@ def run(ledger: Ledger, config: Config, stop: threading.Event) -> None:
         while not stop.is_set():
             # Before the ledger is read: what ends in between would be in the list as still due.
             busy = {each for each, future in under_way.items() if not future.done()}
-            for destination, due in _due(ledger):
-                if destination not in busy and not breakers[destination].is_open:
-                    courier = _Courier(ledger, config, breakers[destination], stop)
-                    under_way[destination] = pool.submit(courier.take, due)
+            busy |= {each for each, breaker in breakers.items() if breaker.is_open}
+            for destination, due in _due(ledger, busy):
+                courier = _Courier(ledger, config, breakers[destination], stop)
+                under_way[destination] = pool.submit(courier.take, due)
             stop.wait(POLL_S)
 
 
@@ -61,7 +62,7 @@ def deliver(ledger: Ledger, config: Config, delivery: Delivery) -> bool:
         return False
     try:
         _hand_over(ledger, config, delivery, there, _told(made, there))
-    except (NotTaken, ConfigError) as error:
+    except NotTaken as error:
         ledger.record_delivery(delivery.id, "failed", detail=str(error))
         return False
     except NodeError as error:
@@ -182,8 +183,10 @@ def _told(made: Sequence[Result], sent: Sequence[Result]) -> str:
     return f"{len(sent)} instances stored" + (f", {held} held" if held else "")
 
 
-def _due(ledger: Ledger) -> list[tuple[str, list[Delivery]]]:
-    due = sorted(ledger.due_deliveries(states=DUE), key=lambda each: (each.destination, each.id))
+def _due(ledger: Ledger, but: Collection[str]) -> list[tuple[str, list[Delivery]]]:
+    """Give what is due by destination; what is to be sent before what is to be proven."""
+    found = ledger.due_deliveries(states=DUE, but=but, limit=MOST_AT_ONCE)
+    due = sorted(found, key=lambda each: (each.destination, each.state == "sent", each.id))
     return [(key, list(each)) for key, each in groupby(due, key=lambda each: each.destination)]
 
 

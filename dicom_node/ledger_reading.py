@@ -3,7 +3,7 @@
 Knows SQLAlchemy and the tables. `Ledger` is one of these with what it writes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -153,17 +153,24 @@ class Reading:
         return [to_delivery(row) for row in self._rows(wanted)]
 
     def due_deliveries(
-        self, now: datetime | None = None, states: Sequence[str] = ("pending",)
+        self,
+        now: datetime | None = None,
+        states: Sequence[str] = ("pending",),
+        *,
+        but: Collection[str] = (),
+        limit: int | None = None,
     ) -> list[Delivery]:
         """List the deliveries whose time has come, the oldest first.
 
-        Those that are ``pending`` are to be sent; with ``sent``, also those to be proven.
+        Those that are ``pending`` are to be sent; with ``sent``, also those to be proven. None of
+        the destinations `but`, and no more than `limit`.
         """
         table = tables.deliveries
         due = table.c.state.in_(states) & (table.c.next_at <= to_text(now or datetime.now(UTC)))
-        return [
-            to_delivery(row) for row in self._rows(select(table).where(due).order_by(table.c.id))
-        ]
+        wanted = select(table).where(due).order_by(table.c.id).limit(limit)
+        if but:
+            wanted = wanted.where(table.c.destination.not_in(but))
+        return [to_delivery(row) for row in self._rows(wanted)]
 
     def events(
         self, *, study_uid: str | None = None, after: int = 0, limit: int | None = None

@@ -188,7 +188,10 @@ def _ask_again(case: Case) -> list[str] | None:
     if not wanted:
         return None
     with scu.session(case.destination, wanted, case.caller()) as opened:
-        if opened.takes(scu.COMMITMENT):
+        # No pause was set yet: the node ended after the store and before it asked.
+        if opened.takes(scu.COMMITMENT) and case.delivery.next_at == case.delivery.stored_at:
+            _ask_commitment(case, opened)
+        elif opened.takes(scu.COMMITMENT):
             opened.listen(LISTEN_S, lambda: not case.waits)
         if opened.takes(scu.STUDY_ROOT_FIND) and case.waits:
             return _missing(case.files, opened)

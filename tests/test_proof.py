@@ -204,6 +204,22 @@ def test_a_commitment_that_comes_after_a_restart_is_proof(
             assert peer.say(unknown) == proof.UNKNOWN_TRANSACTION
 
 
+def test_a_node_that_ends_between_the_store_and_the_question_asks_when_it_is_up(
+    ledger: Ledger,
+    config: Config,
+    finish: Finish,
+    made: list[Path],
+) -> None:
+    peer = Pacs(report="same")
+    with peer.up() as address:
+        job_id = finish(address)
+        peer.stored = {str(dcmread(path).SOPInstanceUID): True for path in made}
+        proof.sent(ledger, only(ledger, job_id), detail="3 instances stored", commits=True)
+        with running(ledger, config):
+            until(lambda: only(ledger, job_id).state == "delivered")
+    assert len(peer.asked) == 1
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_commitment_comes_even_after_we_gave_up_waiting(
     ledger: Ledger,
