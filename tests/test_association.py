@@ -26,7 +26,7 @@ from raw_peer import (
 from test_header import encoded
 from test_scp import eventually, kinds
 
-from dicom_node import dimse, sample
+from dicom_node import dimse, sample, upper_layer
 from dicom_node.config import Config
 from dicom_node.dimse import Answer, Request
 from dicom_node.ledger import Ledger
@@ -35,6 +35,12 @@ from dicom_node.scp import Scp
 from dicom_node.spool import Spool
 
 ECHO = fragments(1, command(0x30, data=False), command=True)
+
+
+@pytest.fixture(autouse=True)
+def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for a peer of its own that does not hang up."""
+    monkeypatch.setattr(upper_layer, "FAREWELL_S", 0.1)
 
 
 @pytest.fixture
