@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from . import config as settings
-from . import delivery_commands, keeping_commands, ledger_commands, pull_commands
+from . import (
+    delivery_commands,
+    jobs_commands,
+    keeping_commands,
+    ledger_commands,
+    pull_commands,
+    rules_commands,
+)
 from .command import Command, Outcome, Parser, common, settings_of, verb
 from .config import Config, Destination
 from .errors import BadInput, ConfigError, NodeError, Unavailable
@@ -294,6 +301,8 @@ def _parser() -> argparse.ArgumentParser:
     pull_commands.add(verbs)
     delivery_commands.add(verbs)
     keeping_commands.add(verbs)
+    jobs_commands.add(verbs)
+    rules_commands.add(verbs)
     _importing(verbs)
     return parser
 

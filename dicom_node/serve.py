@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .routing import Rule
     from .rules import RuleBook
     from .services import Handler
+    from .trial import Trial
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def child(name: str, parent: int) -> None:
 
 
 def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) -> None:
-    from . import profiles
+    from . import profiles, ways_in
     from .intake import Intake
     from .jobs import Jobs
     from .scp import Scp
@@ -142,8 +143,11 @@ def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) ->
     )
     # Here and not in the worker: a model that cannot be loaded holds no result back.
     courier = threading.Thread(target=_deliver, args=(config, ledger, stop), name="delivery")
-    with Scp(config, spool, ledger, _services(config, ledger)) as scp:
-        threads = [courier, *keepers]
+    threads = [courier, *keepers, *ways_in.threads(config, ledger, spool, stop)]
+    with (
+        Scp(config, spool, ledger, _services(config, ledger)) as scp,
+        ways_in.stow(config, ledger, spool, api_token(config)),
+    ):
         for each in threads:
             each.start()
         try:
@@ -173,12 +177,13 @@ def _keepers(config: Config, ledger: Ledger, stop: threading.Event) -> list[thre
 
 def _services(config: Config, ledger: Ledger) -> "dict[tuple[int, str], Handler]":
     """Put together what is answered besides C-STORE and C-ECHO."""
-    from . import dimse, negotiation, proof
+    from . import dimse, expectations, negotiation, proof
     from .commitment_scp import Provider
 
     return {
         (dimse.N_EVENT_REPORT_RQ, negotiation.COMMITMENT): partial(proof.reported, ledger, config),
         (dimse.N_ACTION_RQ, negotiation.COMMITMENT): Provider(ledger, config).asked,
+        **expectations.handlers(ledger),
     }
 
 
@@ -223,7 +228,12 @@ def _worker(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready)
 def _qa(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) -> None:
     from . import qa
 
-    app = qa.create_app(ledger, results_dir=config.results_dir, api_token=api_token(config))
+    app = qa.create_app(
+        ledger,
+        results_dir=config.results_dir,
+        api_token=api_token(config),
+        trial=trial(config).of_bytes,
+    )
     with qa.Server(app, config.http_host, config.http_port) as server:
         ready(server.port)
         stop.wait()
@@ -273,6 +283,14 @@ def rulebook(config: Config, known: "Mapping[str, Protocol]") -> "RuleBook | Non
     if not config.rules:
         return None
     return read(Path(config.rules), list(known), config.destinations)
+
+
+def trial(config: Config) -> "Trial":
+    """Give what tries the rules on files that are only shown; raises as `rulebook`."""
+    from .trial import Trial
+
+    known = protocols(config)
+    return Trial(rulebook(config, known), rules(known), config.fallback_protocol)
 
 
 def login_link(config: Config, port: int | None = None) -> str:

@@ -24,6 +24,7 @@ from dicom_node.errors import LedgerBroken, NodeError
 from dicom_node.ledger import Job, Ledger, Study
 
 from . import access, api, views
+from .rules import RulesPage, Trial
 
 HERE = Path(__file__).parent
 LARGEST_FORM = 16_384
@@ -39,7 +40,9 @@ HEADERS = {
 Endpoint = Callable[[Request, str], Response]
 
 
-def create_app(ledger: Ledger, *, results_dir: Path, api_token: str) -> Starlette:
+def create_app(
+    ledger: Ledger, *, results_dir: Path, api_token: str, trial: Trial | None = None
+) -> Starlette:
     """Make the application.
 
     Parameters
@@ -48,13 +51,17 @@ def create_app(ledger: Ledger, *, results_dir: Path, api_token: str) -> Starlett
         Where each job has its folder of results.
     api_token
         What programs show as their bearer token.
+    trial
+        Says of an image what would be decided; None: there is no page for it.
     """
-    pages = Pages(ledger, results_dir)
+    pages = Pages(ledger, results_dir, tried=trial is not None)
+    rules = RulesPage(pages, trial).routes() if trial else []
     errors: dict[Any, Any] = {HTTPException: pages.refused, NodeError: pages.failed}
     return Starlette(
         routes=[
             *api.routes(ledger, api_token),
             *pages.routes(),
+            *rules,
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
         middleware=[Middleware(Headers)],
@@ -82,7 +89,7 @@ class Headers:
 class Pages:
     """The pages, over one ledger and one folder of results."""
 
-    def __init__(self, ledger: Ledger, results_dir: Path) -> None:
+    def __init__(self, ledger: Ledger, results_dir: Path, *, tried: bool = False) -> None:
         self._ledger, self._results_dir = ledger, results_dir
         self._looked: set[tuple[str, str]] = set()  # sessions and the studies that they have seen
         self._templates = Environment(
@@ -92,7 +99,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.globals.update(states=views.STATES, links=views.LINKS)
+        self._templates.globals.update(states=views.STATES, links=views.LINKS, tried=tried)
         self._templates.filters.update(told=views.told, person=views.person)
 
     def routes(self) -> list[Route]:
@@ -118,7 +125,7 @@ class Pages:
         query = request.query_params
         page = _number(query.get("page", "")) or 0
         listing = views.listing(self._ledger, query.get("state", ""), query.get("text", ""), page)
-        return self._page("studies.html", session, listing=listing)
+        return self.page("studies.html", session, listing=listing)
 
     def study(self, request: Request, session: str) -> Response:
         """Show the card of a study; that it was looked at is remembered once for a session."""
@@ -126,7 +133,7 @@ class Pages:
         self._remember_look(session, study)
         job_id = request.query_params.get("job", "")
         card = views.card(self._ledger, self._results_dir, study, job_id)
-        return self._page("study.html", session, card=card)
+        return self.page("study.html", session, card=card)
 
     def picture(self, request: Request, _: str) -> Response:
         """Give the picture of a job."""
@@ -156,7 +163,7 @@ class Pages:
             self._ledger.event("ledger.read", session=access.name(session), how="pages")
         study_uid = query.get("study") or None
         log = views.log(self._ledger, study_uid, _number(query.get("after", "")))
-        return self._page("ledger.html", session, log=log, study_uid=study_uid)
+        return self.page("ledger.html", session, log=log, study_uid=study_uid)
 
     def verify(self, _: Request, session: str) -> Response:
         """Check the hash chain and say so."""
@@ -164,7 +171,7 @@ class Pages:
             count, broken = self._ledger.verify(), ""
         except LedgerBroken as error:
             count, broken = 0, str(error)
-        return self._page(
+        return self.page(
             "verify.html",
             session,
             count=count,
@@ -177,7 +184,7 @@ class Pages:
 
     def login(self, request: Request) -> Response:
         """Ask for one click: a link that is merely fetched, by a mail scanner, is not used up."""
-        return self._page("login.html", "", token=request.query_params.get("token", ""), bad=False)
+        return self.page("login.html", "", token=request.query_params.get("token", ""), bad=False)
 
     def enter(self, request: Request, form: dict[str, str]) -> Response:
         """Use a one-time link."""
@@ -187,7 +194,7 @@ class Pages:
         token = form.get("token", "")
         if access.open_session(self._ledger, token, response, secure=secure, address=address):
             return response
-        return self._page("login.html", "", token="", bad=True, status=403)
+        return self.page("login.html", "", token="", bad=True, status=403)
 
     def leave(self, request: Request, form: dict[str, str]) -> Response:
         """End the session."""
@@ -216,13 +223,16 @@ class Pages:
     def _error(self, request: Request, status: int, detail: str) -> Response:
         if request.url.path.startswith("/api/"):
             return JSONResponse({"error": detail}, status)
-        return self._page("error.html", "", status=status, code=status, detail=detail)
+        return self.page("error.html", "", status=status, code=status, detail=detail)
+
+    def session(self, request: Request) -> str:
+        """Give the session of a request; empty if there is none that is good."""
+        return access.session_of(self._ledger, request)
 
     # --- how ----------------------------------------------------------------------------------
 
-    def _page(
-        self, template: str, session: str, *, status: int = 200, **values: object
-    ) -> Response:
+    def page(self, template: str, session: str, *, status: int = 200, **values: object) -> Response:
+        """Show a page to a session; empty: to nobody who is known."""
         form = access.form_token(session) if session else ""
         shown = self._templates.get_template(template).render(form=form, **values)
         return HTMLResponse(shown, status)
