@@ -1,6 +1,7 @@
 import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import audit_schema
 import pytest
 from audit_schema import details, objects, participants
 from keeping import PEER, Node
+from pydicom import dcmread
 
+from dicom_node import pull
 from dicom_node.audit import store
 from dicom_node.audit.codes import AUDIT_LOG_USED
 from dicom_node.audit.message import Message, Participant, Source, Subject
 from dicom_node.audit.told import KINDS, Teller
 from dicom_node.config import Config
 
-STUDY = "1.2.77.1"
+STUDY, US = "1.2.77.1", "lamed-node@host.example"
 SOURCE = Source("LAMED@host", "Site 1")
 
 
@@ -199,6 +202,17 @@ def test_a_query_carries_what_was_asked(node: Node) -> None:
     (subject,) = objects(query)
     assert base64.b64decode(subject.findtext("ParticipantObjectQuery")) == asked
     assert details(query) == {"TransferSyntax": "1.2.840.10008.1.2"}
+
+
+def test_a_pull_is_told_as_the_query_that_it_begins_with(node: Node) -> None:
+    number = pull.ask(node.ledger, "PACS", {"AccessionNumber": "ACC-4711"}, by="test")
+    assert number == 1
+    (query,) = told(node)
+    (subject,) = objects(query)
+    sent = base64.b64decode(subject.findtext("ParticipantObjectQuery"))
+    asked = dcmread(BytesIO(sent), force=True)
+    assert (asked.AccessionNumber, asked.QueryRetrieveLevel) == ("ACC-4711", "STUDY")
+    assert [each.get("UserID") for each in participants(query)] == [US, "PACS"]
 
 
 def test_every_event_that_is_audited_makes_a_message_whatever_it_lacks(node: Node) -> None:

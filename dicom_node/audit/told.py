@@ -5,6 +5,7 @@ is no message: what came is told when the study opens and when it is complete, b
 """
 
 import base64
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,6 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from pydicom import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from sqlalchemy import select
+
+from dicom_node import tables
 from dicom_node.destinations import TEXT
 from dicom_node.ledger import Event, Ledger
 
@@ -26,6 +33,7 @@ ARRIVALS: Final = {
     "instance.duplicate": "R",
 }
 PEER: Final = re.compile(r"(?P<ae>[^@/]*)@(?P<host>\[.+\]|[^:/]+):(?P<port>\d+)")
+STUDY_ROOT_FIND: Final = "1.2.840.10008.5.1.4.1.2.2.1"
 LOG_URI: Final = "urn:lamed-node:ledger"
 AFTER_OPENING: Final = 5  # events in which the first instance stands
 
@@ -249,6 +257,26 @@ def _query(teller: Teller, event: Event) -> list[Message]:
     return [Message(codes.QUERY, "E", event.at, both, (subject,))]
 
 
+def _pulled(teller: Teller, event: Event) -> list[Message]:
+    """Tell a pull as the query that it begins with (PS3.4 C.4.1, Study Root)."""
+    table = tables.pulls.c
+    with teller.ledger.reading() as connection:
+        wanted = select(table.wanted).where(table.id == event.data.get("number"))
+        keys = json.loads(connection.scalar(wanted) or "{}")
+    asked = Dataset()
+    for keyword, value in (keys | {"QueryRetrieveLevel": "STUDY"}).items():
+        setattr(asked, keyword, value)
+    written = DicomBytesIO()
+    written.is_little_endian, written.is_implicit_VR = True, True
+    write_dataset(written, asked)
+    data = {
+        "destination": event.data.get("source", ""),
+        "sop_class_uid": STUDY_ROOT_FIND,
+        "query": base64.b64encode(written.getvalue()).decode(),
+    }
+    return _query(teller, replace(event, data=data))
+
+
 def _results(teller: Teller, event: Event) -> Counter[str]:
     return Counter(each.sop_class_uid for each in teller.ledger.results(event.job_id or ""))
 
@@ -303,6 +331,7 @@ KINDS: Final[Mapping[str, Callable[[Teller, Event], list[Message]]]] = {
     "delivery.sent": _went,
     "delivery.failed": _went,
     "delivery.lost": _went,
+    "pull.asked": _pulled,
     "qa.viewed": _viewed,
     "qa.downloaded": _downloaded,
     "qa.login": _logged_in,
