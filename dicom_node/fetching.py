@@ -17,7 +17,7 @@ from pynetdicom.presentation import PresentationContext
 from . import multipart, stow, tls
 from .arrivals import Arrival
 from .config import Config
-from .errors import NodeError, PeerError
+from .errors import NodeError, PeerError, Unavailable
 from .holdings import Holding
 from .multipart import Parts
 from .sources import Source
@@ -46,6 +46,10 @@ CLASSES: Final = tuple(  # for a source that does not tell its instances' classe
     f"1.2.840.10008.5.1.4.1.1.{each}"
     for each in ("2", "2.1", "4", "4.1", "128", "7", "88.33", "66.4")
 )
+
+
+class Stopped(Unavailable):
+    """The node stops in the middle of it; raised by a `Tell`."""
 
 
 def fetch(
@@ -82,7 +86,10 @@ def _by_get(
         nonlocal came
         status = _store(event, spool, source)
         came += status == 0
-        tell(came)
+        try:
+            tell(came)
+        except Stopped:
+            event.assoc.abort()
         return status
 
     with _Opened(

@@ -92,7 +92,7 @@ def run(ledger: Ledger, config: Config, spool: Spool, stop: threading.Event) -> 
     restart(ledger)
     while not stop.wait(POLL_S):
         try:
-            while not stop.is_set() and step(ledger, config, spool):
+            while not stop.is_set() and step(ledger, config, spool, stop):
                 pass
         except Exception:  # the loop's edge: a locked database must not end it
             log.exception("pull.error")
@@ -107,8 +107,12 @@ def restart(ledger: Ledger) -> None:
             transaction.event("pull.restarted", number=row.id, source=row.source)
 
 
-def step(ledger: Ledger, config: Config, spool: Spool) -> bool:
-    """Fetch what was asked for first; say whether there was anything, and room for it."""
+def step(ledger: Ledger, config: Config, spool: Spool, stop: threading.Event | None = None) -> bool:
+    """Fetch what was asked for first; say whether there was anything, and room for it.
+
+    What is broken off because of `stop` is left to `restart`.
+    """
+    stop = stop or threading.Event()
     if not spool.has_room():
         return False
     table = tables.pulls
@@ -121,8 +125,10 @@ def step(ledger: Ledger, config: Config, spool: Spool) -> bool:
         transaction.connection.execute(begin.values(state="pulling", stored=0))
     one = find(ledger, number)
     try:
-        stored = _fetch(ledger, config, spool, one)
+        stored = _fetch(ledger, config, spool, one, stop)
     except NodeError as error:
+        if stop.is_set():
+            return False
         _end(ledger, one, "failed", str(error))
     except Exception as error:  # one request's edge: the others are not to wait for it
         log.exception("pull.error", extra={"number": one.id})
@@ -167,7 +173,7 @@ def pull(
     return len(there)
 
 
-def _fetch(ledger: Ledger, config: Config, spool: Spool, one: Pull) -> int:
+def _fetch(ledger: Ledger, config: Config, spool: Spool, one: Pull, stop: threading.Event) -> int:
     source = sources.named(config.sources, one.source)
     found = holdings.studies(source, config, one.wanted)
     if not found:
@@ -176,6 +182,8 @@ def _fetch(ledger: Ledger, config: Config, spool: Spool, one: Pull) -> int:
 
     def tell(count: int, of: int) -> None:
         nonlocal told_at
+        if stop.is_set():
+            raise fetching.Stopped("the node stops")
         if 0 < count < of and time.monotonic() < told_at + PROGRESS_S:
             return
         told_at = time.monotonic()

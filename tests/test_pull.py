@@ -174,6 +174,29 @@ def test_a_request_is_done_and_forgets_whose_it_was(
 
 
 @pytest.mark.orthanc
+@pytest.mark.parametrize("method", ["c-get", "wado-rs"])
+def test_a_node_that_stops_leaves_the_rest_for_its_next_start(
+    orthanc: Orthanc, files: list[Path], config: Config, ledger: Ledger, spool: Spool, method: str
+) -> None:
+    config = replace(config, sources=(source_of(orthanc, method),))
+    number = pull.ask(ledger, "PACS", {"StudyInstanceUID": study_of(files)})
+    stop = threading.Event()
+    store = spool.store
+
+    def store_and_stop(*given: Any) -> Any:
+        stop.set()
+        return store(*given)
+
+    spool.store = store_and_stop  # type: ignore[method-assign]
+    assert not pull.step(ledger, config, spool, stop)
+    assert pull.find(ledger, number).state == "pulling"
+    spool.store = store  # type: ignore[method-assign]
+    pull.restart(ledger)
+    assert pull.step(ledger, config, spool)
+    assert_is_here_as_it_was(ledger, files)
+
+
+@pytest.mark.orthanc
 def test_the_command_watches_the_node_fetch(  # noqa: PLR0917
     orthanc: Orthanc,
     files: list[Path],

@@ -1,0 +1,68 @@
+"""The ways in besides C-STORE, as the settings want them: put together for the process of the SCP.
+
+    STOW-RS          stow_port       pulls           [[sources]]
+    watched folder   watch_dir       expectations    IAN, MPPS; [[sources]] with expects
+
+All of them write one spool, whose locks are those of one process.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from .config import Config
+from .ledger import Ledger
+from .spool import Spool
+
+
+def threads(
+    config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
+) -> list[threading.Thread]:
+    """Give the loops, as threads that are not started."""
+    found = []
+    if config.watch_dir:
+        from .watched import Watched
+
+        most = config.maximum_instance_mb << 20
+        watching = Watched(Path(config.watch_dir), spool, ledger, most)
+        found.append(threading.Thread(target=watching.run, args=(stop,), name="watched"))
+    if config.sources:
+        from . import expectations, holdings, pull
+
+        pulling = partial(pull.run, ledger, config, spool, stop)
+        found.append(threading.Thread(target=pulling, name="pull"))
+        for each in config.sources:
+            if each.expects:
+                asking = partial(
+                    expectations.run, ledger, each.name, partial(holdings.count, each, config), stop
+                )
+                found.append(threading.Thread(target=asking, name=f"expects {each.name}"))
+    return found
+
+
+@contextmanager
+def stow(config: Config, ledger: Ledger, spool: Spool, api_token: str) -> Iterator[int]:
+    """Serve STOW-RS while it is entered; give its port, 0 if it is off.
+
+    Raises
+    ------
+    Unavailable
+        The port is taken, or the address is not ours.
+    """
+    if not config.stow_port:
+        yield 0
+        return
+    from . import stow_in
+    from .qa import Server
+
+    app = stow_in.create_app(
+        spool,
+        ledger,
+        api_token=api_token,
+        most=config.maximum_instance_mb << 20,
+        silence_s=config.network_timeout_s,
+    )
+    with Server(app, config.http_host, config.stow_port) as server:
+        yield server.port
