@@ -26,6 +26,7 @@ from .errors import BadInput, NotTaken, PeerError
 from .part10 import Part10
 from .requestor import Offer, Rejected, Requestor
 from .spool import IMPLEMENTATION_NAME, IMPLEMENTATION_UID
+from .storing import Storing
 from .upper_layer import Aborted, Lost, Message, Violation
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Session:
         PeerError
             It hung up, was silent, or cannot take them now.
         """
-        storing = _Storing(self._destination, on_stored)
+        storing = Storing(self._destination, on_stored)
         for file in files:
             context = self._requestor.contexts.get(file.context)
             if context is None:
@@ -257,45 +258,6 @@ class Session:
             raise PeerError(f"{self._destination} hung up {when}") from error
         except ConnectionError as error:
             raise PeerError(f"{self._destination} hung up {when}: {error.strerror}") from error
-
-
-class _Storing:
-    """What of a batch is under way, and what the peer refused for good."""
-
-    def __init__(
-        self, destination: Destination, on_stored: Callable[[Part10], None] | None
-    ) -> None:
-        self._destination, self._on_stored = destination, on_stored
-        self.waiting: dict[int, Part10] = {}
-        self._refused: list[str] = []
-
-    def refuse(self, reason: str) -> None:
-        if reason not in self._refused:
-            self._refused.append(reason)
-
-    def settle(self, response: Message) -> None:
-        """Take a response to a C-STORE (PS3.4 B.2.3)."""
-        number, status = (response.command.number(each) for each in _NUMBER_AND_STATUS)
-        file = self.waiting.pop(number, None)
-        if file is None:
-            raise Violation(f"a response to message {number}, which waits for none")
-        if not outgoing.is_stored(status):
-            reason = f"refused {file.path.name}: {outgoing.meaning(response.command)}"
-            if not outgoing.is_permanent(status):
-                raise PeerError(f"{self._destination} {reason}")
-            self.refuse(reason)
-            return
-        if status not in {dimse.SUCCESS, outgoing.STORED_ALREADY}:
-            log.warning("store.warning", extra={"status": status, "to": str(self._destination)})
-        if self._on_stored is not None:
-            self._on_stored(file)
-
-    def end(self) -> None:
-        if self._refused:
-            raise NotTaken(f"{self._destination} {'; '.join(self._refused)}")
-
-
-_NUMBER_AND_STATUS: Final = (dimse.RESPONDED_TO, dimse.STATUS)
 
 
 @contextmanager
