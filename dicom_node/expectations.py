@@ -48,7 +48,10 @@ Count = Callable[[str], int | None]
 
 
 def expected(ledger: Ledger, study_uid: str) -> int | None:
-    """Give the number of instances that a study is to have; None if nobody has said for good."""
+    """Give the number of instances that a study is to have; None if nobody has said for good.
+
+    Results of ours that an archive has, and that did not come here, are not waited for.
+    """
     table = tables.expectations.c
     wanted = select(table.state, table.instances, table.sop_uids)
     with ledger.reading() as connection:
@@ -56,7 +59,20 @@ def expected(ledger: Ledger, study_uid: str) -> int | None:
     if not rows or any(row.state == OPEN for row in rows):
         return None
     named = {uid for row in rows for uid in json.loads(row.sop_uids)}
-    return max(len(named), *(row.instances for row in rows)) or None
+    counted = [row.instances for row in rows if row.sop_uids == "[]"]
+    if named:
+        counted.append(len(named - ours_elsewhere(ledger, study_uid)))
+    return max(counted, default=0) or None
+
+
+def ours_elsewhere(ledger: Ledger, study_uid: str) -> set[str]:
+    """Give the SOP instance UIDs of what we made for a study and did not receive back."""
+    made, here = tables.results.c, tables.instances.c
+    jobs = select(tables.jobs.c.id).where(tables.jobs.c.study_uid == study_uid)
+    back = select(here.sop_uid).where(here.study_uid == study_uid)
+    wanted = select(made.sop_uid).where(made.job_id.in_(jobs), made.sop_uid.not_in(back))
+    with ledger.reading() as connection:
+        return set(connection.scalars(wanted))
 
 
 def note(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .config import Config
 from .ledger import Ledger
+from .sources import Source
 from .spool import Spool
 
 
@@ -29,17 +30,26 @@ def threads(
         watching = Watched(Path(config.watch_dir), spool, ledger, most)
         found.append(threading.Thread(target=watching.run, args=(stop,), name="watched"))
     if config.sources:
-        from . import expectations, holdings, pull
+        from . import expectations, pull
 
         pulling = partial(pull.run, ledger, config, spool, stop)
         found.append(threading.Thread(target=pulling, name="pull"))
         for each in config.sources:
             if each.expects:
-                asking = partial(
-                    expectations.run, ledger, each.name, partial(holdings.count, each, config), stop
-                )
+                count = partial(_count, ledger, each, config)
+                asking = partial(expectations.run, ledger, each.name, count, stop)
                 found.append(threading.Thread(target=asking, name=f"expects {each.name}"))
     return found
+
+
+def _count(ledger: Ledger, source: Source, config: Config, study_uid: str) -> int | None:
+    """Ask how many instances a source has of a study, without those that we sent there."""
+    from . import expectations, holdings
+
+    ours = expectations.ours_elsewhere(ledger, study_uid)
+    if not ours:
+        return holdings.count(source, config, study_uid)
+    return len(set(holdings.instances(source, config, study_uid)) - ours) or None
 
 
 @contextmanager

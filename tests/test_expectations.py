@@ -10,12 +10,13 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE
 from pynetdicom.association import Association
 
-from dicom_node import dimse, expectations, outgoing, scu
+from dicom_node import dimse, expectations, outgoing, scu, tables
 from dicom_node.config import Config, Destination
 from dicom_node.dimse import Request
 from dicom_node.errors import BadInput, PeerError
 from dicom_node.expectations import IAN, MPPS, expected
-from dicom_node.ledger import Ledger
+from dicom_node.jobs import Jobs
+from dicom_node.ledger import Ledger, Result
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool
 
@@ -94,6 +95,25 @@ def test_notifications_of_a_study_are_united(ledger: Ledger) -> None:
         said = ian(*map(reference, uids))
         expectations.announced(ledger, request(dimse.N_CREATE_RQ, IAN, said))
     assert expected(ledger, STUDY) == 3
+
+
+def test_results_of_ours_that_the_archive_has_are_not_waited_for(
+    ledger: Ledger, scp: Scp, ct_files: list[Path], tmp_path: Path
+) -> None:
+    scu.send(ct_files, Destination("LAMED", "127.0.0.1", scp.port), calling_ae="X", timeout_s=5)
+    (study,) = ledger.studies()
+    jobs = Jobs(ledger)
+    images = [each.sop_uid for each in ledger.instances(study.study_uid)]
+    job = jobs.enqueue(study.study_uid, "ct_chest", images, model_digest="0", series=[])
+    draft = Result(job.id, "draft", "1.2.3", "1.2.3.9", "1.2.3.8", tmp_path / "a", "0")
+    with ledger.transaction() as transaction:
+        transaction.connection.execute(
+            tables.results.insert().values(**vars(draft) | {"path": "a", "position": 0})
+        )
+    expectations.note(ledger, study.study_uid, "ian 1", sop_uids=[*images, "1.2.3.9"])
+    assert expected(ledger, study.study_uid) == len(images)
+    expectations.note(ledger, study.study_uid, "ian 2", sop_uids=["1.2.3.10"])
+    assert expected(ledger, study.study_uid) == len(images) + 1
 
 
 def test_what_is_unavailable_is_not_expected(ledger: Ledger) -> None:

@@ -83,7 +83,16 @@ def test_every_way_leads_into_one_spool(
             assert expectations.expected(ledger, uids[0]) == 4
             asked = until(lambda: _asked(ledger, uids[2]))
             assert asked["instances"] == 3
+            # As many as were expected are there: nobody waits for the quiet time.
+            assert until(lambda: _why(ledger, uids[2])) == "expected"
+            assert not _why(ledger, uids[0])  # one is still to come
         assert node.end() == 0
+
+
+def _why(ledger: Ledger, study_uid: str) -> str:
+    """Tell why a study counts as complete; empty if it does not."""
+    told = ledger.events(study_uid=study_uid)
+    return next((str(each.data["why"]) for each in told if each.kind == "study.complete"), "")
 
 
 def _asked(ledger: Ledger, study_uid: str) -> dict[str, object]:
