@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from . import room
 from .config import Config
 from .ledger import Ledger
 from .sources import Source
@@ -22,7 +23,8 @@ def threads(
     config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 ) -> list[threading.Thread]:
     """Give the loops, as threads that are not started."""
-    found = []
+    telling = partial(room.run, spool.has_room, ledger, stop)
+    found = [threading.Thread(target=telling, name="room")]
     if config.watch_dir:
         from .watched import Watched
 

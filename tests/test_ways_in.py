@@ -101,7 +101,8 @@ def _asked(ledger: Ledger, study_uid: str) -> dict[str, object]:
 
 
 def test_nothing_is_opened_that_is_not_set(config: Config, ledger: Ledger, spool: Spool) -> None:
-    assert ways_in.threads(config, ledger, spool, threading.Event()) == []
+    (only,) = ways_in.threads(config, ledger, spool, threading.Event())
+    assert only.name == "room"
     with ways_in.stow(config, ledger, spool, "token") as port:
         assert port == 0
 
@@ -113,7 +114,7 @@ def test_each_way_has_its_loop(
     sources = (Source("A", peer, "c-get", expects=True), Source("B", peer, "c-move"))
     both = Config(data_dir=config.data_dir, sources=sources, watch_dir=str(tmp_path))
     names = [each.name for each in ways_in.threads(both, ledger, spool, threading.Event())]
-    assert names == ["watched", "pull", "expects A"]
+    assert names == ["room", "watched", "pull", "expects A"]
 
 
 @pytest.mark.slow
