@@ -143,8 +143,12 @@ def acknowledge(ledger: Ledger, numbers: Sequence[int], *, by: str) -> list[Deli
 
 
 def proven(ledger: Ledger, job_id: str) -> bool:
-    """Say whether every destination of a job has proven to have it, or somebody let it go."""
-    return all(each.state in {"delivered", "acknowledged"} for each in ledger.deliveries(job_id))
+    """Say whether every destination of a job has proven to have it, or somebody let it go.
+
+    Not while an object is held, which nobody else has; what goes nowhere has nothing to prove.
+    """
+    ended = all(each.state in {"delivered", "acknowledged"} for each in ledger.deliveries(job_id))
+    return ended and not any(each.held for each in ledger.results(job_id))
 
 
 def _moved(ledger: Ledger, number: int, state: str, by: str) -> list[Delivery]:

@@ -168,6 +168,18 @@ def test_a_commitment_on_the_same_association_is_proof(
     assert [each["destination"] for each in events(ledger, "delivery.delivered")] == [str(address)]
 
 
+def test_what_is_held_here_is_not_proven_to_be_there(
+    ledger: Ledger,
+    config: Config,
+    finish: Finish,
+) -> None:
+    with Pacs(report="same").up() as address:
+        job_id = finish(address, held={"draft": "not as wanted"})
+        assert delivery.deliver(ledger, config, only(ledger, job_id))
+    assert only(ledger, job_id).state == "delivered"
+    assert not deliveries.proven(ledger, job_id)
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_commitment_on_an_association_of_the_peer_is_proof(
     ledger: Ledger,
