@@ -31,6 +31,13 @@ MOVE: Final = "1.2.840.10008.5.1.4.1.2.2.2"
 DICOM: Final = "application/dicom"
 PENDING: Final = {0xFF00, 0xFF01}
 SUB_OPERATIONS_FAILED: Final = 0xB000  # PS3.4 C.4.2.1.5: some; what is missing is counted anyway
+MEANING: Final = {  # PS3.4 Table C.4-2 and C.4-3
+    0xA701: "it cannot count the matches",
+    0xA702: "it cannot send them: out of resources, or nothing of them is accepted",
+    0xA801: "it does not know our AE title as a destination, and where it listens",
+    0xA900: "the query does not fit the SOP class",
+    0xFE00: "it was cancelled",
+}
 MOVE_SILENCE_S: Final = 600.0  # many archives say nothing until a C-MOVE is over
 MAXIMUM_CONTEXTS: Final = 128  # PS3.8 9.3.2.2
 SYNTAXES: Final = (  # as they are stored; the source takes what it has
@@ -205,7 +212,7 @@ def _until_over(source: Source, what: str, answers: Any, tell: Tell) -> None:  #
             raise PeerError(f"{source.peer} hung up or was silent in the middle of {what}")
         tell(int(answer.get("NumberOfCompletedSuboperations") or 0))
         if status not in PENDING | {0, SUB_OPERATIONS_FAILED}:
-            comment = str(answer.get("ErrorComment") or "")
+            comment = str(answer.get("ErrorComment") or "") or MEANING.get(status, "")
             told = f" ({comment})" if comment else ""
             raise PeerError(f"{source.peer} answered {what} with status 0x{status:04X}{told}")
 

@@ -214,6 +214,17 @@ class Config:
             raise ConfigError(f"validate must be auto, off or required, not {self.validate!r}")
         _check_long_string("manufacturer", self.manufacturer)
         self._check_tls()
+        self._check_watched()
+
+    def _check_watched(self) -> None:
+        """Refuse to watch our own data: what is taken in is removed."""
+        if not self.watch_dir:
+            return
+        watched, ours = Path(self.watch_dir).resolve(), self.data_dir.resolve()
+        if watched == ours or watched in ours.parents or ours in watched.parents:
+            raise ConfigError(
+                f"watch_dir must be apart from data_dir {self.data_dir}, not {self.watch_dir!r}"
+            )
 
     def _check_tls(self) -> None:
         for name, words in (

@@ -206,6 +206,13 @@ def test_the_home_folder_is_not_a_folder_called_tilde(tmp_path: Path) -> None:
     assert settings.load(environ={"LAMED_DATA_DIR": "~"}).data_dir == Path.home()
 
 
+@pytest.mark.parametrize("place", ["", "node", "node/spool", "node/../node"])
+def test_our_own_data_is_not_watched(place: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="watch_dir must be apart from data_dir"):
+        Config(data_dir=tmp_path / "node", watch_dir=str(tmp_path / place))
+    assert Config(data_dir=tmp_path / "node", watch_dir=str(tmp_path / "in"))
+
+
 def test_no_data_folder_is_not_the_present_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="data_dir must be a folder"):
         load('data_dir = ""', tmp_path)

@@ -123,6 +123,18 @@ def test_a_study_is_moved_to_us_by_orthanc(
     assert_is_here_as_it_was(ledger, files)
 
 
+def test_an_archive_that_does_not_know_us_cannot_move_anything_here(
+    tool: Tool, tmp_path: Path, config: Config, ledger: Ledger, spool: Spool
+) -> None:
+    files = sample.write(sample.series(shape=(2, 16, 16)), tmp_path / "ct")
+    stranger = replace(config, ae_title="STRANGER")
+    with dcmqrscp(tool, tmp_path / "qr", 104) as source:
+        scu.send(files, source.peer, calling_ae="LAMED", timeout_s=5)
+        way = replace(source, method="c-move")
+        with pytest.raises(PeerError, match=r"0xA801 \(it does not know our AE title"):
+            pull.pull(way, stranger, ledger, spool, study_of(files))
+
+
 @pytest.mark.parametrize("method", ["c-get", "c-move"])
 def test_a_study_comes_from_dcmtk(
     tool: Tool, tmp_path: Path, config: Config, ledger: Ledger, spool: Spool, method: str
