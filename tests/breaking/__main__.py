@@ -17,6 +17,10 @@ def main() -> int:
     fuzz.add_argument("--target", action="append", help="one of them; may be given again")
     fuzz.add_argument("--folder", type=Path, default=ROOT / "run" / "fuzz")
     fuzz.add_argument("--keep", action="store_true", help="add the telling ones to the corpus")
+    crash = kinds.add_parser("crash", help="whole nodes with one fault each")
+    crash.add_argument("--runs", type=int, default=300)
+    crash.add_argument("--seed", type=int, default=1)
+    crash.add_argument("--folder", type=Path, default=ROOT / "run" / "crash")
     arguments = parser.parse_args()
     run = importlib.import_module(f"{__package__}.{arguments.kind}").run
     return int(run(arguments))

@@ -6,6 +6,7 @@ crash or a hang of it is a finding like any other, with the number of the case.
 
 import base64
 import gc
+import itertools
 import json
 import mmap
 import multiprocessing
@@ -17,7 +18,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -162,10 +163,15 @@ def _cases(target: Target, seed: int, begin: int, end: int, at: mmap.mmap) -> di
             memory.append(resident_mb())
             if (index + 1) % (4 * EVERY) == 0:
                 _look(target, index, case, found)
-    warm = memory[WARM // EVERY :]
-    if len(warm) > 4 and min(warm[-3:]) - min(warm[:3]) > GROWTH_MB:
-        found.append({"index": end, "what": f"memory grew from {warm[0]:.0f} to {warm[-1]:.0f} MB"})
+    if _grown_mb(memory[WARM // EVERY :]) > GROWTH_MB:
+        found.append({"index": end, "what": f"memory grew: {memory} MB"})
     return {"done": end, "outcomes": outcomes, "found": found, "kept": kept, "memory_mb": memory}
+
+
+def _grown_mb(memory: Sequence[float]) -> float:
+    """Tell how far memory crept up; one step is a large case, whose memory is kept for the next."""
+    steps = [later - earlier for earlier, later in itertools.pairwise(memory)]
+    return sum(steps) - max(steps, default=0.0)
 
 
 def _look(target: Target, index: int, case: Case, found: list[dict[str, Any]]) -> None:

@@ -1,0 +1,184 @@
+"""Faults planted in a process of the node: the product has no hook for them, and knows nothing.
+
+A fault is a place where the state of the node changes, the how-manieth time it is passed there, and
+what happens: before, after or instead. `plant` replaces functions in this process only.
+"""
+
+import errno
+import functools
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.exc import OperationalError
+
+KILLS = ("kill before", "kill after")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens where."""
+
+    role: str
+    place: str
+    kind: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.kind} {self.place} {self.number}"
+
+
+def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
+    """Give by role and place: whose function, its name, how often it is passed, what may happen."""
+    from dicom_node import results, scu, spool, worker
+    from dicom_node.intake import Intake
+    from dicom_node.jobs import Jobs
+    from dicom_node.ledger import Ledger
+    from dicom_node.upper_layer import Connection
+    from model import LaMed
+
+    disk = ("no room", "EIO")
+    return {
+        "scp": {
+            "commit": (DefaultDialect, "do_commit", 30, (*KILLS, "locked")),
+            "write": (os, "writev", 6, (*KILLS, "half", "no room")),
+            "fsync": (os, "fsync", 9, (*KILLS, *disk)),
+            "rename": (Path, "rename", 6, (*KILLS, *disk)),
+            "answer": (Connection, "respond", 6, KILLS),
+            "record": (Ledger, "record_instance", 6, (*KILLS, "locked")),
+            "store": (spool.Spool, "store", 6, KILLS),
+            "take": (Intake, "_take", 1, (*KILLS, "locked")),
+            "enqueue": (Jobs, "enqueue", 1, KILLS),
+            "send": (scu, "send", 1, KILLS),
+            "sent one": (scu.Session, "store", 2, KILLS),
+            "record delivery": (Ledger, "record_delivery", 1, (*KILLS, "locked")),
+        },
+        "worker": {
+            "commit": (DefaultDialect, "do_commit", 8, (*KILLS, "locked")),
+            "claim": (Jobs, "claim", 1, (*KILLS, "locked")),
+            "read": (LaMed, "read", 1, (*KILLS, "segfault", "out of memory")),
+            "interpret": (worker, "interpret", 1, KILLS),
+            "save": (results, "save", 1, (*KILLS, *disk)),
+            "save one": (results, "save_object", 3, (*KILLS, *disk)),
+            "fsync": (os, "fsync", 8, (*KILLS, *disk)),
+            "complete": (Jobs, "complete", 1, (*KILLS, "locked")),
+        },
+        "pacs": {
+            "associate": (Connection, "accept", 1, ("refuse", "hang", "close")),
+            "store": (spool.Spool, "store", 2, ("refuse", "hang", "close", "lose", *KILLS)),
+        },
+    }  # fmt: skip
+
+
+def choose(random: Random) -> Fault:
+    """Draw a fault; roles and places are drawn alike."""
+    known = places()
+    role = random.choice(("scp", "scp", "worker", "worker", "pacs"))
+    place = random.choice(list(known[role]))
+    _, _, most, kinds = known[role][place]
+    return Fault(role, place, random.choice(kinds), random.randint(1, most))
+
+
+def plant(fault: Fault, fired: Path) -> None:
+    """Let it happen in this process; `fired` is there once it has."""
+    owner, name, _, _ = places()[fault.role][fault.place]
+    true = getattr(owner, name)
+    count, lock = [0], threading.Lock()
+
+    @functools.wraps(true)
+    def faulty(*given: Any, **named: Any) -> Any:
+        with lock:
+            count[0] += 1
+            due = _is_due(fault, count[0])
+        if not due:
+            return true(*given, **named)
+        fired.touch()
+        return _HAPPENS[fault.kind](lambda: true(*given, **named), given)
+
+    setattr(owner, name, faulty)
+
+
+def _is_due(fault: Fault, count: int) -> bool:
+    lasting = {"locked": 3, "no room": 2, "EIO": 2, "out of memory": 2, "refuse": 3, "lose": 99}
+    return fault.number <= count < fault.number + lasting.get(fault.kind, 1)
+
+
+def _die(number: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def _after(do: Callable[[], Any], _: Any) -> None:
+    do()
+    _die()
+
+
+def _half(_: Callable[[], Any], given: Any) -> None:
+    handle, parts = given
+    os.write(handle, bytes(parts[-1])[: len(parts[-1]) // 2])
+    _die()
+
+
+def _full(_: Callable[[], Any], __: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _io(_: Callable[[], Any], __: Any) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _locked(_: Callable[[], Any], given: Any) -> None:
+    from dicom_node.errors import Unavailable
+
+    if not isinstance(given[0], DefaultDialect):
+        raise Unavailable("the ledger cannot be used: database is locked")
+    raise OperationalError("COMMIT", None, sqlite3.OperationalError("database is locked"))
+
+
+def _no_memory(_: Callable[[], Any], __: Any) -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def _refuse(_: Callable[[], Any], __: Any) -> None:
+    from dicom_node.errors import OutOfResources
+
+    raise OutOfResources("no room, says the PACS")
+
+
+def _hang(_: Callable[[], Any], __: Any) -> None:
+    time.sleep(3.0)
+    raise ConnectionResetError("hung")
+
+
+def _close(_: Callable[[], Any], __: Any) -> None:
+    raise SystemExit  # ends the thread of the connection, which hangs up
+
+
+def _lose(_: Callable[[], Any], __: Any) -> None:
+    """Say that it is stored, and have nothing."""
+
+
+_HAPPENS: dict[str, Callable[[Callable[[], Any], Any], Any]] = {
+    "kill before": lambda _, __: _die(),
+    "kill after": _after,
+    "half": _half,
+    "no room": _full,
+    "EIO": _io,
+    "locked": _locked,
+    "segfault": lambda _, __: _die(signal.SIGSEGV),
+    "out of memory": _no_memory,
+    "refuse": _refuse,
+    "hang": _hang,
+    "close": _close,
+    "lose": _lose,
+}
