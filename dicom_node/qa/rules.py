@@ -3,14 +3,14 @@
 Knows Starlette. What is decided, `Trial` says; a file is held in memory, and of limited size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
@@ -19,14 +19,17 @@ from dicom_node.errors import BadInput
 from . import access
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from .app import Pages
 
 Trial = Callable[[bytes], Mapping[str, Any]]
 
 LARGEST_FILE: Final = 32 * 1024 * 1024
 LARGEST_FIELD: Final = 1024
+TOO_LARGE: Final = f"a file has at most {LARGEST_FILE} bytes"
+
+
+class _TooLarge(MultiPartException):
+    """The parser knows this kind, and closes the file that it has begun."""
 
 
 class RulesPage:
@@ -55,11 +58,11 @@ class RulesPage:
             raise HTTPException(403, "sign in first; open the page again")
         form = await _form(request)
         token, file = form.get("form"), form.get("file")
-        if not access.form_is_ours(session, token if isinstance(token, str) else ""):
-            raise HTTPException(403, "this form was not made for your session; open the page again")
         data = await file.read() if isinstance(file, UploadFile) else b""
         name = file.filename or "" if isinstance(file, UploadFile) else ""
         await form.close()
+        if not access.form_is_ours(session, token if isinstance(token, str) else ""):
+            raise HTTPException(403, "this form was not made for your session; open the page again")
         return await run_in_threadpool(self._answer, session, name, data)
 
     def _answer(self, session: str, name: str, data: bytes) -> Response:
@@ -86,26 +89,31 @@ class RulesPage:
 
 async def _form(request: Request) -> FormData:
     """Read a form with one file (multipart/form-data, RFC 7578) in memory."""
-
-    async def limited() -> "AsyncGenerator[bytes, None]":
-        read = 0
-        async for chunk in request.stream():
-            read += len(chunk)
-            if read > LARGEST_FILE:
-                raise HTTPException(413, f"a file has at most {LARGEST_FILE} bytes")
-            yield chunk
-
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:16]) > LARGEST_FILE:
-        raise HTTPException(413, f"a file has at most {LARGEST_FILE} bytes")
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise HTTPException(415, "expected multipart/form-data")
     parser = MultiPartParser(
-        request.headers, limited(), max_files=1, max_fields=4, max_part_size=LARGEST_FIELD
+        request.headers, _limited(request), max_files=1, max_fields=4, max_part_size=LARGEST_FIELD
     )
     # Nothing of a file that is only shown is written to a disk.
     parser.spool_max_size = LARGEST_FILE
     try:
         return await parser.parse()
+    except _TooLarge as error:
+        raise HTTPException(413, error.message) from error
     except MultiPartException as error:
         raise HTTPException(400, f"the form cannot be read: {error.message}") from error
+
+
+async def _limited(request: Request) -> AsyncGenerator[bytes, None]:
+    """Give the body as far as it may be read."""
+    told, read = request.headers.get("content-length", ""), 0
+    if told.isdigit() and int(told[:16]) > LARGEST_FILE:
+        raise _TooLarge(TOO_LARGE)
+    try:
+        async for chunk in request.stream():
+            read += len(chunk)
+            if read > LARGEST_FILE:
+                raise _TooLarge(TOO_LARGE)
+            yield chunk
+    except ClientDisconnect as error:
+        raise MultiPartException("it has no end") from error
