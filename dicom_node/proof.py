@@ -143,11 +143,22 @@ def reported(ledger: Ledger, config: Config, request: Request) -> Answer:
     delivery = deliveries.of_transaction(ledger, report.transaction_uid)
     if delivery is None:
         return Answer(UNKNOWN_TRANSACTION, "no transaction of ours has this UID")
-    if report.failed:
+    left_out = _asked(ledger, delivery) - report.committed - set(report.failed)
+    if left_out:
+        told = f"{report}; of {len(left_out)} it says nothing"
+        _send_again(ledger, config, delivery, told)
+    elif report.failed:
         _send_again(ledger, config, delivery, str(report))
     else:
         deliveries.settle(ledger, delivery.id, "delivered", detail=str(report))
     return Answer()
+
+
+def _asked(ledger: Ledger, delivery: Delivery) -> set[str]:
+    """Tell which instances the peer was asked to commit to, as the files say."""
+    made = ledger.results(delivery.job_id)
+    chosen = [each for each in made if each.label in (delivery.labels or (each.label,))]
+    return {Part10.read(each.path).sop_uid for each in chosen if not each.held}
 
 
 def attempts(config: Config, delivery: Delivery) -> int:

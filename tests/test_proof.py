@@ -42,6 +42,7 @@ class Pacs:
     report: str = "same"  # same | new | never | later | kept: for our next association
     loses: bool = False  # accepts, and then has nothing
     hides: str = ""  # an instance that it does not find
+    forgets: bool = False  # says that it commits to all, and names all but one
     finds: bool = False
     status: int = 0x0000
     us: int = 0  # our port, for a report on a new association
@@ -103,7 +104,7 @@ class Pacs:
         for each in gone:
             each.FailureReason = 0x0112
         if kept:
-            said.ReferencedSOPSequence = kept
+            said.ReferencedSOPSequence = kept[1:] if self.forgets else kept
         if gone:
             said.FailedSOPSequence = gone
         return (2 if gone else 1), said
@@ -364,6 +365,19 @@ def test_a_peer_that_is_gone_before_it_could_be_asked_is_named(
         until(lambda: only(ledger, job_id).state == "sent-unproven")
     assert "not proven: PACS@127.0.0.1" in only(ledger, job_id).detail
     assert "cannot be reached" in only(ledger, job_id).detail
+
+
+def test_a_success_that_leaves_one_out_is_no_proof(
+    ledger: Ledger, config: Config, finish: Finish
+) -> None:
+    with Pacs(report="same", forgets=True).up() as address:
+        job_id = finish(address)
+        assert delivery.deliver(ledger, config, only(ledger, job_id))
+    lost = only(ledger, job_id)
+    assert (lost.state, lost.detail) == (
+        "pending",
+        "committed to 2 instances; of 1 it says nothing",
+    )
 
 
 def test_a_query_is_proof_where_nobody_commits(
