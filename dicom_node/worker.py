@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 IDLE_S = 0.5
 RETRY_S = 5.0
+TELLINGS = 5  # of how a job ended, each of which waits for the ledger
 BEATS = 3  # renewals within one lease: two may be missed
 
 
@@ -171,12 +172,23 @@ class Worker:
         if job is None:
             return False
         with self._heartbeat(job):
-            end = self._attempt(job)
+            self._tell(job, self._attempt(job))
+        return True
+
+    def _tell(self, job: Job, end: Callable[[], None]) -> None:
+        """Tell the queue how a job ended; while the lease lasts, what was read is worth a wait."""
+        for left in reversed(range(TELLINGS)):
             try:
                 end()
             except Mismatch:  # another worker has it: what becomes of it is not for us to say
                 log.warning("job.lease_lost", extra={"job": job.id})
-        return True
+            except Unavailable as error:
+                if not left:
+                    raise
+                log.warning("job.untold", extra={"job": job.id, "reason": str(error)})
+                time.sleep(IDLE_S)
+                continue
+            return
 
     def _attempt(self, job: Job) -> Callable[[], None]:
         """Do a job as far as it goes; give what is to be told to the queue."""

@@ -21,6 +21,11 @@ def main() -> int:
     crash.add_argument("--runs", type=int, default=300)
     crash.add_argument("--seed", type=int, default=1)
     crash.add_argument("--folder", type=Path, default=ROOT / "run" / "crash")
+    soak = kinds.add_parser("soak", help="a department's peak for as long as you like")
+    soak.add_argument("--minutes", type=float, default=60.0)
+    soak.add_argument("--scanners", type=int, default=8)
+    soak.add_argument("--folder", type=Path, default=ROOT / "run" / "soak")
+    soak.add_argument("--disk", help="folder for what is received; the system's for what is brief")
     arguments = parser.parse_args()
     run = importlib.import_module(f"{__package__}.{arguments.kind}").run
     return int(run(arguments))

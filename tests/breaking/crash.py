@@ -34,7 +34,7 @@ from dicom_node.ledger import Ledger
 
 from .faults import Fault, choose, plant
 
-PATIENCE_S = 40.0
+PATIENCE_S = 75.0  # a peer that could not prove what it has is asked again within 40 s
 SHAPE, SPACING_MM = (5, 16, 16), (8.0, 10.0, 10.0)
 ENDED = {"done", "failed", "rejected"}
 WORDS = ("fired", "lost", "duplicated", "stuck", "wrong")
