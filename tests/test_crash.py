@@ -98,7 +98,7 @@ def test_an_fsync_that_fails_is_no_success(tmp_path: Path, monkeypatch: pytest.M
 
 FAULTS = (
     Fault("scp", "record", "kill after", 3),
-    Fault("worker", "complete", "kill after", 1),
+    Fault("worker", "complete", "locked", 1),
     Fault("worker", "read", "out of memory", 1),
     Fault("pacs", "store", "close", 2),
 )

@@ -1,4 +1,4 @@
-"""The command line: `python -m tests.breaking fuzz|crash|soak`."""
+"""The command line: `python -m tests.breaking fuzz|coverage|crash|soak`."""
 
 import argparse
 import importlib
@@ -26,6 +26,13 @@ def main() -> int:
     soak.add_argument("--scanners", type=int, default=8)
     soak.add_argument("--folder", type=Path, default=ROOT / "run" / "soak")
     soak.add_argument("--disk", help="folder for what is received; the system's for what is brief")
+    coverage = kinds.add_parser("coverage", help="one reader of bytes, guided by coverage")
+    coverage.add_argument(
+        "reader", choices=("proposal", "command", "explicit", "implicit", "frame")
+    )
+    coverage.add_argument("--runs", type=int, default=100_000)
+    coverage.add_argument("--seed", type=int, default=1)
+    coverage.add_argument("--folder", type=Path, default=ROOT / "run" / "coverage")
     arguments = parser.parse_args()
     run = importlib.import_module(f"{__package__}.{arguments.kind}").run
     return int(run(arguments))
