@@ -21,18 +21,23 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONFORMANCE.md").read_text()
 KIND = re.compile(r"[a-z]+\.[a-z_]+")
 FAMILIES = {
-    "answer", "association", "delivery", "draft", "instance", "intake", "job", "qa", "result",
-    "role", "spool", "study",
+    "answer", "association", "commitment", "delivery", "destination", "draft", "erasure", "hold",
+    "instance", "intake", "job", "ledger", "pull", "qa", "result", "retention", "role", "spool",
+    "stow", "study", "tls", "watched",
 }  # fmt: skip
 # Kinds of events that are put together at run time, and what they may become.
 PUT_TOGETHER = {
     "answer.": {"unrelated", "unread"},
     "association.": {"released", "aborted", "lost"},
-    "delivery.": {"sent", "failed", "held"},
+    "delivery.": {"sent", "delivered", "failed", "held"},
+    "pull.": {"done", "failed"},
     "job.": {str(State.DONE), str(State.FAILED), str(State.REJECTED)},
 }
 # No association is open when these are raised, or its peer is not the one to be told.
-UNTOLD = {"ConfigError", "UnusableSeries", "NoRoute", "PeerError", "LedgerBroken"}
+UNTOLD = {
+    "ConfigError", "UnusableSeries", "NoRoute", "PeerError", "SilentPeer", "Busy", "NotTaken",
+    "LedgerBroken",
+}  # fmt: skip
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -271,5 +276,5 @@ def is_kind(value: object) -> bool:
         isinstance(value, str)
         and KIND.fullmatch(value) is not None
         and value.split(".")[0] in FAMILIES
-        and not value.endswith((".html", ".css", ".json", ".dcm", ".txt"))
+        and not value.endswith((".html", ".css", ".json", ".dcm", ".txt", ".lock", ".sqlite"))
     )

@@ -60,7 +60,8 @@ def test_each_number_is_one_that_the_other_side_knows() -> None:
 
 def test_a_peer_is_told_to_try_again_only_where_that_may_help() -> None:
     again = {name for name, each in CLASSES.items() if each.status >> 8 == 0xA7}
-    assert again == {"Unavailable", "OutOfResources", "PeerError", "SilentPeer"}
+    peers = {"PeerError", "SilentPeer", "Busy", "NotTaken"}
+    assert again == {"Unavailable", "OutOfResources"} | peers
     assert {CLASSES[name].exit_code for name in again} == {4}
 
 
