@@ -34,7 +34,7 @@ from dicom_node.ledger import Ledger
 
 from .faults import Fault, choose, plant
 
-PATIENCE_S = 75.0  # a peer that could not prove what it has is asked again within 40 s
+PATIENCE_S = 60.0
 SHAPE, SPACING_MM = (5, 16, 16), (8.0, 10.0, 10.0)
 ENDED = {"done", "failed", "rejected"}
 WORDS = ("fired", "lost", "duplicated", "stuck", "wrong")
@@ -81,6 +81,7 @@ class Site:
             lease_s=1.5,
             delivery_backoff_s=0.1,
             network_timeout_s=1.5,
+            proof_s=3.0,
             validate="off",
             destinations=(Destination("PACS", "127.0.0.1", self.pacs.dicom_port),),
         )
