@@ -5,12 +5,12 @@ Knows the ledger, the queue and the rules; runs beside the SCP and needs neither
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from . import deciding, routing
+from . import deciding, expectations, routing
 from .deciding import Decision, Planned, Terms
 from .errors import Unavailable
 from .jobs import Jobs, Order
@@ -23,17 +23,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.25
 RETRY_S = 2.0  # a ledger that cannot be written now is not asked four times a second
 GRACE_S = 2.0  # without a new instance, when as many as were expected are there
-
-Expected = Callable[[Ledger, str], int | None]
-
-
-def expected_of(ledger: Ledger, study_uid: str) -> int | None:
-    """Give how many instances a study is to have, as its source said; None if it said nothing.
-
-    `Transaction.expect` remembers it.
-    """
-    study = ledger.study(study_uid)
-    return None if study is None else study.expected_instances
 
 
 @dataclass(frozen=True)
@@ -64,8 +53,6 @@ class Intake:
         before the limit not without them.
     book
         The rules of the site; None: there are none.
-    expected
-        Tells how many instances a study is to have; see `expected_of`.
     """
 
     ledger: Ledger
@@ -76,7 +63,6 @@ class Intake:
     quiet_s: float
     open_limit_s: float
     book: RuleBook | None = None
-    expected: Expected = expected_of
     _terms: dict[tuple[str, int], Terms] = field(default_factory=dict, repr=False, compare=False)
 
     def run(self, stop: threading.Event) -> None:
@@ -131,14 +117,14 @@ class Intake:
         """Say after how long without an instance any study may be complete at all."""
         rules = self.book.rules if self.book else ()
         quiet = [each.quiet_s for each in rules if each.quiet_s is not None]
-        told = any(each.expected for each in rules) or self.expected is not expected_of
+        told = any(each.expected for each in rules)
         return min([self.quiet_s, *quiet, *([GRACE_S] if told else [])])
 
     def _completion(self, study: Study, now: datetime) -> Completion | None:
         """Tell why a study is complete; None if it is not."""
         quiet_s = (now - study.last_at).total_seconds()
         terms = self._terms_of(study)
-        said = self.expected(self.ledger, study.study_uid)
+        said = expectations.expected(self.ledger, study.study_uid)
         expected = terms.expected if said is None else said
         patience_s = self.quiet_s if terms.quiet_s is None else terms.quiet_s
         if study.complete_requested:

@@ -104,7 +104,8 @@ class Reading:
         )
         if grace_s is not None:
             still = table.last_at <= to_text(now - timedelta(seconds=grace_s))
-            over = or_(over, table.expected_instances.is_not(None) & still)
+            known = table.study_uid.in_(select(tables.expectations.c.study_uid))
+            over = or_(over, known & still)
         return [
             to_study(row)
             for row in self._rows(select_studies().where(table.state == "receiving", over))

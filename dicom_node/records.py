@@ -36,7 +36,6 @@ class Study:
     opened_at: datetime  # when the present reception began
     arrivals: int  # instances ever recorded: tells whether more came since one looked
     expired_at: datetime | None = None  # when images of it were last removed; None: never
-    expected_instances: int | None = None  # that are to come, as its source says; None: unsaid
 
 
 @dataclass(frozen=True)

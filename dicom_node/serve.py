@@ -120,7 +120,7 @@ def child(name: str, parent: int) -> None:
 
 
 def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) -> None:
-    from . import expectations, profiles, ways_in
+    from . import profiles, ways_in
     from .intake import Intake
     from .jobs import Jobs
     from .scp import Scp
@@ -140,7 +140,6 @@ def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) ->
         fallback=config.fallback_protocol,
         quiet_s=config.quiet_s,
         open_limit_s=config.open_limit_s,
-        expected=expectations.expected,
     )
     # Here and not in the worker: a model that cannot be loaded holds no result back.
     courier = threading.Thread(target=_deliver, args=(config, ledger, stop), name="delivery")

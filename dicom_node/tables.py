@@ -41,7 +41,6 @@ studies = Table(
     Column("first_at", String, nullable=False),
     Column("last_at", String, nullable=False),
     Column("expired_at", String),  # when images of it were last removed; None: never
-    Column("expected_instances", Integer),  # that are to come, as its source says; None: unsaid
     Index("studies_by_state", "state", "last_at"),
     Index("studies_by_time", "last_at"),
 )

@@ -139,25 +139,6 @@ class Transaction:
         """Tell whether a study may come from one state to another at once."""
         return before == state or state in TRANSITIONS[before]
 
-    def expect(self, study_uid: str, instances: int | None, source: str) -> bool:
-        """Remember how many instances a study is to have; False if it is not known or erased.
-
-        Parameters
-        ----------
-        instances
-            All of the study, as C-FIND, QIDO-RS, an Instance Availability Notification or MPPS
-            tell; None takes back what was told.
-        """
-        table = tables.studies
-        found = self.connection.execute(
-            update(table)
-            .where(table.c.study_uid == study_uid, table.c.state != "erased")
-            .values(expected_instances=instances)
-        )
-        if found.rowcount:
-            self.event("study.expected", study_uid=study_uid, instances=instances, source=source)
-        return bool(found.rowcount)
-
     def appoint(self, study_uid: str, job_id: str) -> None:
         """Let a job speak for its study from now on: the newest does.
 

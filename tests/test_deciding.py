@@ -12,8 +12,8 @@ from pydicom import Dataset
 from pydicom.uid import XRayRadiationDoseSRStorage
 
 import model
+from dicom_node import expectations, rules, sample, serve
 from dicom_node import intake as intake_module
-from dicom_node import rules, sample, serve
 from dicom_node.config import Config
 from dicom_node.intake import Intake
 from dicom_node.jobs import Jobs, State
@@ -94,24 +94,22 @@ def test_a_study_is_complete_as_soon_as_all_of_it_is_there(
     ledger: Ledger, spool: Spool, take: Take
 ) -> None:
     uid = receive(spool, ct(study_uid="1.2.3"))
-    with ledger.transaction() as transaction:
-        assert transaction.expect(uid, 2, "C-FIND")
-        assert not transaction.expect("9.9", 2, "C-FIND")
+    expectations.note(ledger, uid, "C-FIND", instances=2)
     # However quiet it is: one is missing.
     assert take(quiet_s=0.0).step() == 0
     receive(spool, ct(study_uid="1.2.3", seed=1))
     assert take().step() == 1
     (complete,) = told(ledger, "study.complete")
     assert (complete["why"], complete["expected"], complete["missing"]) == ("expected", 2, 0)
-    assert told(ledger, "study.expected") == [{"instances": 2, "source": "C-FIND"}]
+    (said,) = told(ledger, "study.expected")
+    assert (said["instances"], said["source"]) == (2, "C-FIND")
 
 
 def test_a_short_while_is_waited_for_more_than_was_expected(
     ledger: Ledger, spool: Spool, take: Take, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uid = receive(spool, ct())
-    with ledger.transaction() as transaction:
-        transaction.expect(uid, 1, "MPPS")
+    expectations.note(ledger, uid, "MPPS", instances=1)
     monkeypatch.setattr(intake_module, "GRACE_S", HOUR_S)
     assert take().step() == 0
     monkeypatch.setattr(intake_module, "GRACE_S", 0.0)
@@ -122,8 +120,7 @@ def test_a_study_of_which_images_are_missing_is_read_in_the_end_and_says_so(
     ledger: Ledger, spool: Spool, take: Take
 ) -> None:
     uid = receive(spool, ct())
-    with ledger.transaction() as transaction:
-        transaction.expect(uid, 3, "IAN")
+    expectations.note(ledger, uid, "IAN", instances=3)
     assert take(open_limit_s=0.0).step() == 1
     (complete,) = told(ledger, "study.complete")
     assert (complete["why"], complete["expected"], complete["missing"]) == ("limit", 3, 2)
@@ -144,17 +141,6 @@ def test_the_images_may_say_how_many_they_are(spool: Spool, take: Take) -> None:
 
 
 @pytest.mark.usefixtures("no_grace")
-def test_who_knows_how_many_there_are_may_be_asked(spool: Spool, take: Take) -> None:
-    uid = receive(spool, ct())
-    asked: list[str] = []
-
-    def expected(_: Ledger, study_uid: str) -> int:
-        asked.append(study_uid)
-        return 1
-
-    assert take(expected=expected).step() == 1
-    assert asked == [uid]
-
 
 # --- what becomes of it -------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """What the documents say is what the code does: tables, trees, links, versions.
 
-The generated parts of README.md and CONTRIBUTING.md are printed by their tests when they are out of date.
+The generated parts of README.md and CONTRIBUTING.md are printed by their tests when they are out of
+date.
 """
 
 import argparse

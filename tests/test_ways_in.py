@@ -112,7 +112,7 @@ def test_each_way_has_its_loop(
 ) -> None:
     peer = Destination("PACS", "127.0.0.1", 104)
     sources = (Source("A", peer, "c-get", expects=True), Source("B", peer, "c-move"))
-    both = Config(data_dir=config.data_dir, sources=sources, watch_dir=str(tmp_path))
+    both = Config(data_dir=config.data_dir, sources=sources, watch_dir=str(tmp_path / "watched"))
     names = [each.name for each in ways_in.threads(both, ledger, spool, threading.Event())]
     assert names == ["room", "watched", "pull", "expects A"]
 
