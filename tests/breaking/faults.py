@@ -38,7 +38,7 @@ class Fault:
 
 def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
     """Give by role and place: whose function, its name, how often it is passed, what may happen."""
-    from dicom_node import results, scu, spool, worker
+    from dicom_node import delivery, results, scu, spool, worker
     from dicom_node.intake import Intake
     from dicom_node.jobs import Jobs
     from dicom_node.ledger import Ledger
@@ -56,8 +56,8 @@ def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
             "record": (Ledger, "record_instance", 6, (*KILLS, "locked")),
             "store": (spool.Spool, "store", 6, KILLS),
             "take": (Intake, "_take", 1, (*KILLS, "locked")),
-            "enqueue": (Jobs, "enqueue", 1, KILLS),
-            "send": (scu, "send", 1, KILLS),
+            "enqueue": (Jobs, "enqueue_all", 1, KILLS),
+            "send": (delivery, "deliver", 1, KILLS),
             "sent one": (scu.Session, "store", 2, KILLS),
             "record delivery": (Ledger, "record_delivery", 1, (*KILLS, "locked")),
         },

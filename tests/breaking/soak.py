@@ -251,7 +251,7 @@ def _panel(
         drawn.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{most * part:.0f}</text>')
         minutes = f"{last * part / 60:.1f} min"
         drawn.append(
-            f'<text x="{LEFT + WIDTH * part - 20}" y="{top + HEIGHT + 16}">{minutes}</text>'
+            f'<text x="{LEFT + WIDTH * part - 40 * part}" y="{top + HEIGHT + 16}">{minutes}</text>'
         )
     for name, colour in zip(names, COLOURS, strict=False):
         points = " ".join(
