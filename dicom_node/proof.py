@@ -19,7 +19,7 @@ from . import commitment, deliveries, outgoing, scu
 from .backoff import again_at
 from .config import Config, Destination
 from .dimse import Answer, Request
-from .errors import NodeError
+from .errors import NodeError, NotTaken
 from .ledger import Delivery, Ledger
 from .part10 import Part10
 from .requestor import Offer
@@ -113,6 +113,9 @@ def by_query(case: Case, missing: Callable[[], Sequence[str] | None]) -> None:
     gone, why = None, "the peer has not reported"
     try:
         gone = missing()
+    except NotTaken:
+        case.settle("sent-unproven", "; the peer offers no proof of it")
+        return
     except NodeError as error:
         why = str(error)
     if not case.waits:

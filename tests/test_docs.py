@@ -29,6 +29,7 @@ FOLDERS = {
     "plugin": "runs inside Orthanc, under a licence of its own",
     "sr_templates/protocols": "what is asked of which exam: files that a radiologist can review",
     "tests": "one file for each module, same name; sentences as test names",
+    "tests/breaking": "the node is broken on purpose: fuzzing, crashes, a soak",
     "tests/bench": "how fast, how large, beside what others do",
     "tests/validation": "every object before the validators and readers of others",
     "tests/data": "small reference values, each folder with its provenance",
@@ -70,7 +71,7 @@ def house() -> str:
     lines = [line for name in CODE for line in _folder(ROOT / name, files, 0)]
     lines += [
         _line(f"{Path(name).name}/", name.count("/"), FOLDERS[name])
-        for name in ("tests", "tests/bench", "tests/validation", "tests/data")
+        for name in ("tests", "tests/bench", "tests/breaking", "tests/validation", "tests/data")
     ]
     return "\n".join(["```", *lines, "```"]) + "\n"
 

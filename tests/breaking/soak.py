@@ -245,13 +245,19 @@ def _panel(
     last = max(each["s"] for each in samples) or 1.0
     most = max(each[name] for each in samples for name in names) * 1.05 or 1.0
     drawn = [f'<text x="{LEFT}" y="{top - 8}" font-weight="600">{title}</text>']
-    for part in (0.0, 0.5, 1.0):
+    key = "".join(
+        f'<tspan fill="{colour}" dx="12">{name}</tspan>'
+        for name, colour in zip(names, COLOURS, strict=False)
+    )
+    drawn.append(f'<text x="{LEFT + WIDTH}" y="{top - 8}" text-anchor="end">{key}</text>')
+    for part, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         y = top + HEIGHT * (1 - part)
         drawn.append(f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y}" y2="{y}" stroke="#ddd"/>')
         drawn.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{most * part:.0f}</text>')
         minutes = f"{last * part / 60:.1f} min"
+        x = LEFT + WIDTH * part
         drawn.append(
-            f'<text x="{LEFT + WIDTH * part - 40 * part}" y="{top + HEIGHT + 16}">{minutes}</text>'
+            f'<text x="{x}" y="{top + HEIGHT + 16}" text-anchor="{anchor}">{minutes}</text>'
         )
     for name, colour in zip(names, COLOURS, strict=False):
         points = " ".join(
