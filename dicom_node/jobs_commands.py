@@ -2,12 +2,14 @@
 
 import argparse
 import getpass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .command import Outcome, verb
 from .errors import BadInput
 from .ledger_commands import open_ledger
-from .records import Job
+
+if TYPE_CHECKING:
+    from .records import Job
 
 STATES = ("queued", "running", "done", "failed", "rejected")
 PRIORITIES = ("urgent", "normal", "off-peak")
@@ -78,11 +80,11 @@ def _process(arguments: argparse.Namespace) -> Outcome:
     return Outcome(told, f"{arguments.study} is {told['state']}: there is nothing to decide")
 
 
-def _told(jobs: list[Job]) -> Outcome:
+def _told(jobs: "list[Job]") -> Outcome:
     return Outcome({"jobs": list(map(_data, jobs))}, "\n".join(map(_line, jobs)))
 
 
-def _line(job: Job) -> str:
+def _line(job: "Job") -> str:
     after = f", not before {job.not_before:%Y-%m-%d %H:%M} UTC" if job.not_before else ""
     why = f": {job.reason}" if job.reason else ""
     return (
@@ -91,7 +93,7 @@ def _line(job: Job) -> str:
     )
 
 
-def _data(job: Job) -> dict[str, object]:
+def _data(job: "Job") -> dict[str, object]:
     return {
         "id": job.id,
         "study_uid": job.study_uid,

@@ -122,10 +122,13 @@ def by_query(case: Case, missing: Callable[[], Sequence[str] | None]) -> None:
         return
     if gone is not None and not gone:
         case.settle("delivered", FOUND)
-        return
-    if not _is_over(case):
+    elif not _is_over(case):
         _look_later(case)
-        return
+    else:
+        _give_up(case, gone, why)
+
+
+def _give_up(case: Case, gone: Sequence[str] | None, why: str) -> None:
     if gone is not None:
         why = f"the peer finds {len(case.files) - len(gone)} of {len(case.files)}"
         if len(gone) < len(case.files):

@@ -20,7 +20,8 @@
     'delivering': 'The drafts are on their way back.',
     'done': 'The drafts are among the series of this study.',
     'rejected': 'The node does not read this study.',
-    'failed': 'The node could not finish; its QA pages say more.'
+    'failed': 'The node could not finish; its QA pages say more.',
+    'erased': 'The node was told to erase the study for good.'
   };
   var shown = null;  // Orthanc's id of the study whose page is open
   var drawn = '';    // what stands there now

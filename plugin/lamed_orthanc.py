@@ -33,7 +33,7 @@ from urllib.parse import quote, urlsplit
 
 import orthanc
 
-FINAL = ("done", "rejected", "failed")
+FINAL = ("done", "rejected", "failed", "erased")
 UNKNOWN = "no such study"  # the node's word; any other web server may answer 404
 OURS = "AI DRAFT"  # the first words of the SeriesDescription of everything that the node makes
 METADATA = {"LamedState": 4242, "LamedForwarded": 4243}  # numbers, where UserMetadata has none

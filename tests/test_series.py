@@ -92,6 +92,8 @@ def test_a_series_is_told_with_everything_that_choosing_needs(store: Store) -> N
         positions=6,
         slice_thickness_mm=2.5,
         axial=True,
+        plane="axial",
+        coverage_mm=15.0,
         kernel="B30f",
     )
     assert found.instance_count == 6
