@@ -17,15 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from . import config as settings
-from . import (
-    delivery_commands,
-    jobs_commands,
-    keeping_commands,
-    ledger_commands,
-    pull_commands,
-    rules_commands,
-)
-from .command import Command, Outcome, Parser, common, settings_of, verb
+from .commands import deliveries, jobs, keeping, ledger, pull, rules
+from .commands.command import Command, Outcome, Parser, common, settings_of, verb
 from .config import Config, Destination
 from .errors import BadInput, ConfigError, NodeError, Unavailable
 
@@ -190,7 +183,7 @@ def _login_link(arguments: argparse.Namespace) -> Outcome:
 
 
 def _run(arguments: argparse.Namespace) -> Outcome:
-    from . import offline
+    from .commands import offline
 
     summary = offline.run(
         arguments.folder,
@@ -204,7 +197,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _ask(arguments: argparse.Namespace) -> Outcome:
-    from . import offline
+    from .commands import offline
 
     answer = offline.ask(
         arguments.folder,
@@ -223,7 +216,8 @@ def _config_with(arguments: argparse.Namespace) -> Config:
 
 
 def _send(arguments: argparse.Namespace) -> Outcome:
-    from . import scu, tls
+    from . import scu
+    from .network import tls
 
     config = settings_of(arguments)
     paths = scu.find_dicom(arguments.folder)
@@ -249,7 +243,7 @@ def _send(arguments: argparse.Namespace) -> Outcome:
 
 
 def _sample(arguments: argparse.Namespace) -> Outcome:
-    from . import patients
+    from .demo import patients
 
     told = patients.write(arguments.seed, arguments.out, scan=arguments.scan)
     return Outcome(told, patients.describe(told))
@@ -259,7 +253,7 @@ def _sample(arguments: argparse.Namespace) -> Outcome:
 
 
 def _check(arguments: argparse.Namespace) -> Outcome:
-    from . import check
+    from .commands import check
 
     findings = check.run(arguments.config)
     worst = max((each.exit_code for each in findings if not each.ok), default=0)
@@ -277,7 +271,7 @@ def _show_config(arguments: argparse.Namespace) -> Outcome:
 
 
 def _checkpoint_import(arguments: argparse.Namespace) -> Outcome:
-    from . import offline
+    from .commands import offline
 
     card = offline.import_checkpoint(arguments.source, arguments.out)
     return Outcome(card, f"{card['name']} {card['sha256']}\nwritten to {arguments.out}")
@@ -297,12 +291,12 @@ def _parser() -> argparse.ArgumentParser:
     _reading(verbs)
     verb(verbs, "check", _check, "doctor: settings, ports, peers, ledger, model, disk")
     verb(verbs, "config", _show_config, "every setting: value, where it came from, help")
-    ledger_commands.add(verbs)
-    pull_commands.add(verbs)
-    delivery_commands.add(verbs)
-    keeping_commands.add(verbs)
-    jobs_commands.add(verbs)
-    rules_commands.add(verbs)
+    ledger.add(verbs)
+    pull.add(verbs)
+    deliveries.add(verbs)
+    keeping.add(verbs)
+    jobs.add(verbs)
+    rules.add(verbs)
     _importing(verbs)
     return parser
 

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from . import deciding, expectations, routing
-from .deciding import Decision, Planned, Terms
+from . import routing
 from .errors import Unavailable
 from .jobs import Jobs, Order
 from .ledger import Ledger, Study
-from .routing import Choice, Rule
-from .rules import RuleBook
+from .routing import Choice, Rule, deciding
+from .routing.deciding import Decision, Planned, Terms
+from .routing.rules import RuleBook
+from .ways_in import expectations
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from sqlalchemy import select, true, update
 
-from . import job_rows, rounds
 from .errors import BadInput
-from .job_rows import SUPERSEDED, Order, State
-from .ledger import Ledger
-from .records import Job, Result, to_job, to_text
-from .transaction import Transaction
-from .window import Window
+from .ledger import Ledger, job_rows, rounds
+from .ledger.job_rows import SUPERSEDED, Order, State
+from .ledger.records import Job, Result, to_job, to_text
+from .ledger.transaction import Transaction
+from .routing.window import Window
 
 __all__ = ["Job", "Jobs", "Order", "State"]
 
@@ -75,7 +74,7 @@ class Jobs:
             )
             for key, order in keyed.items():
                 job_rows.put(transaction, study_uid, key, order)
-            rounds.lead(transaction, study_uid, keys)
+            transaction.lead(study_uid, keys)
             jobs = [job_rows.get(transaction, each) for each in keys]
             if any(each.state == State.QUEUED and not each.attempts for each in jobs):
                 transaction.set_study_state(study_uid, "queued")
@@ -192,7 +191,7 @@ class Jobs:
                 transaction.event("job.record", study_uid=job.study_uid, job_id=job_id, **record)
             transaction.record_results(job, results, plan, summary)
             job_rows.end(transaction, job, State.DONE, "")
-            rounds.settle(transaction, job.study_uid)
+            transaction.settle(job.study_uid)
 
     def release(self, job_id: str, worker: str, reason: str) -> None:
         """Put a job back into the queue; its attempts are used up in the end.
@@ -265,7 +264,7 @@ class Jobs:
             if job_id not in {
                 each.id for each in rounds.members(transaction.connection, job.study_uid)
             }:
-                rounds.lead(transaction, job.study_uid, [job_id])
+                transaction.lead(job.study_uid, [job_id])
             transaction.advance_for(job_id, ("done", "failed", "rejected", "delivering"), "queued")
             return job_rows.get(transaction, job_id)
 
@@ -313,7 +312,7 @@ def _restore_study(transaction: Transaction, study_uid: str, jobs: Sequence[Job]
     for each in jobs:
         if each.state == State.DONE:
             transaction.restart_deliveries(each.id)
-    if rounds.settle(transaction, study_uid, anew=True):
+    if transaction.settle(study_uid, anew=True):
         return
     (job,) = jobs
     if job.state == State.RUNNING:

@@ -1,4 +1,4 @@
-"""What a reading leaves on the disk: the objects, the draft as text, the picture, the summary.
+"""What came of a reading, and what it leaves on the disk: objects, text, picture, summary.
 
 One folder for each job: ``LABEL.dcm`` of each object, as ``seg.dcm``, ``measurements.dcm``,
 ``draft.dcm``; ``draft.txt``, ``report.txt``, ``overlay.png``, ``summary.json``. A repeated job
@@ -10,16 +10,20 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset
 
+import model
 import sr_templates
+from sr_templates import Algorithm, Finding, Protocol
 from sr_templates.plain_text import plain_text
 from sr_templates.profile import EXTRAS
 from sr_templates.run_record import RECORD
@@ -27,16 +31,29 @@ from sr_templates.run_record import RECORD
 from . import overlay
 from .ledger import Result
 from .text_drop import SOURCE
-
-if TYPE_CHECKING:
-    from .worker import Reading
-
+from .volume import SourceVolume
 
 KINDS = ("seg", "measurements", "draft", *EXTRAS, RECORD.name)
 LABEL = re.compile(rf"({'|'.join(KINDS)})(\.[a-z0-9-]+)*")
 
 
-def save(reading: "Reading", folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Reading:
+    """What came of one series."""
+
+    protocol: Protocol
+    source: SourceVolume
+    card: model.Card
+    answers: tuple[model.Answer, ...]
+    findings: tuple[Finding, ...]  # one for each answer; masks on the source grid
+    masks: Mapping[str, NDArray[np.bool_]]  # by question, on the canonical grid
+    objects: Mapping[str, Dataset]  # by label: seg, measurements, draft, measurements.ohif, ...
+    draft: Dataset  # the one that all destinations can show
+    algorithm: Algorithm
+    timings_s: Mapping[str, float]
+
+
+def save(reading: Reading, folder: Path) -> dict[str, Any]:
     """Write everything, see it onto the disk (fsync), and return the summary.
 
     Each file appears whole or not at all: a worker that has lost its job may write while what the
@@ -73,7 +90,7 @@ def labels(folder: Path) -> set[str]:
     return {each.stem for each in folder.glob("*.dcm") if LABEL.fullmatch(each.stem)}
 
 
-def rows(reading: "Reading", folder: Path, job_id: str) -> list[Result]:
+def rows(reading: Reading, folder: Path, job_id: str) -> list[Result]:
     """Tell the ledger which objects lie there, in the order in which they are to be sent."""
     return [row(each, folder, job_id, label) for label, each in reading.objects.items()]
 
@@ -92,7 +109,7 @@ def row(instance: Dataset, folder: Path, job_id: str, label: str) -> Result:
     )
 
 
-def picture(reading: "Reading") -> Image.Image:
+def picture(reading: Reading) -> Image.Image:
     """Draw the masks on the volume that was read."""
     layers = [
         overlay.Layer(question.target.label, question.target.colour_rgb, reading.masks[question.id])
@@ -109,7 +126,7 @@ def picture(reading: "Reading") -> Image.Image:
     )
 
 
-def summarize(reading: "Reading", folder: Path) -> dict[str, Any]:
+def summarize(reading: Reading, folder: Path) -> dict[str, Any]:
     """Give the machine-readable report of the run (the contract of ``summary.json``)."""
     card = reading.card
     return {
@@ -143,7 +160,7 @@ def summarize(reading: "Reading", folder: Path) -> dict[str, Any]:
     }
 
 
-def _series(reading: "Reading") -> dict[str, Any]:
+def _series(reading: Reading) -> dict[str, Any]:
     first = reading.source.sources[0]
     return {
         "study_instance_uid": str(first.StudyInstanceUID),
@@ -156,7 +173,7 @@ def _series(reading: "Reading") -> dict[str, Any]:
     }
 
 
-def _measured(reading: "Reading", question: str) -> dict[str, Any] | None:
+def _measured(reading: Reading, question: str) -> dict[str, Any] | None:
     if question not in reading.masks:
         return None
     voxels = int(reading.masks[question].sum())
@@ -164,7 +181,7 @@ def _measured(reading: "Reading", question: str) -> dict[str, Any] | None:
     return {"voxels": voxels, "volume_ml": round(voxels * voxel_ml, 3)}
 
 
-def _model_line(reading: "Reading") -> str:
+def _model_line(reading: Reading) -> str:
     line = f"model {reading.card.name} {reading.card.version}"
     # First, since what is last may be cut.
     return f"UNTRAINED: the answers mean nothing - {line}" if reading.card.untrained else line

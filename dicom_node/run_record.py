@@ -9,14 +9,12 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from .instance import Instance
 from .ledger import Result
+from .results import Reading
 from .validator import Verdict
-
-if TYPE_CHECKING:
-    from .worker import Reading
 
 LIBRARIES: Final = (
     *("lamed-node", "torch", "transformers", "tokenizers", "monai", "numpy"),
@@ -25,7 +23,7 @@ LIBRARIES: Final = (
 
 
 def compose(
-    reading: "Reading",
+    reading: Reading,
     inputs: Sequence[Instance],
     outputs: Sequence[Result],
     verdicts: Mapping[str, Verdict],

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from sr_templates import Protocol
 
     from .routing import Rule
-    from .rules import RuleBook
-    from .services import Handler
-    from .trial import Trial
+    from .routing.rules import RuleBook
+    from .routing.trial import Trial
+    from .scp.services import Handler
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _scp(config: Config, ledger: Ledger, stop: threading.Event, ready: Ready) ->
 def _keepers(config: Config, ledger: Ledger, stop: threading.Event) -> list[threading.Thread]:
     """Give the threads that let go of what is old, tell the audit, and report commitments."""
     from . import audit, retention
-    from .commitment_scp import Provider
+    from .scp.commitment import Provider
 
     places = audit.places(config)
     # Before the spool looks for files that the ledger does not know.
@@ -177,8 +177,10 @@ def _keepers(config: Config, ledger: Ledger, stop: threading.Event) -> list[thre
 
 def _services(config: Config, ledger: Ledger) -> "dict[tuple[int, str], Handler]":
     """Put together what is answered besides C-STORE and C-ECHO."""
-    from . import dimse, expectations, negotiation, proof
-    from .commitment_scp import Provider
+    from .delivery import proof
+    from .network import dimse, negotiation
+    from .scp.commitment import Provider
+    from .ways_in import expectations
 
     return {
         (dimse.N_EVENT_REPORT_RQ, negotiation.COMMITMENT): partial(proof.reported, ledger, config),
@@ -278,7 +280,7 @@ def rulebook(config: Config, known: "Mapping[str, Protocol]") -> "RuleBook | Non
     ConfigError
         Names the file, the rule, what was expected and what came.
     """
-    from .rules import read
+    from .routing.rules import read
 
     if not config.rules:
         return None
@@ -287,7 +289,7 @@ def rulebook(config: Config, known: "Mapping[str, Protocol]") -> "RuleBook | Non
 
 def trial(config: Config) -> "Trial":
     """Give what tries the rules on files that are only shown; raises as `rulebook`."""
-    from .trial import Trial
+    from .routing.trial import Trial
 
     known = protocols(config)
     return Trial(rulebook(config, known), rules(known), config.fallback_protocol)

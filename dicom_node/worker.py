@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
 
 import model
 import sr_templates
@@ -30,12 +29,13 @@ from sr_templates.run_record import RECORD, encode_record
 
 from . import profiles, read_back, results, run_record, volume
 from .config import Config
-from .destinations import TEXT
+from .config.destinations import TEXT
 from .errors import BadInput, Mismatch, Unavailable
 from .instance import Instance
 from .jobs import Job, Jobs, State
 from .ledger import Ledger, Result
-from .records import DELIVERED
+from .ledger.records import DELIVERED
+from .results import Reading
 from .validator import Validator
 from .volume import SourceVolume
 
@@ -46,22 +46,6 @@ IDLE_S = 0.5
 RETRY_S = 5.0
 TELLINGS = 5  # of how a job ended, each of which waits for the ledger
 BEATS = 3  # renewals within one lease: two may be missed
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What came of one series."""
-
-    protocol: Protocol
-    source: SourceVolume
-    card: model.Card
-    answers: tuple[model.Answer, ...]
-    findings: tuple[Finding, ...]  # one for each answer; masks on the source grid
-    masks: Mapping[str, NDArray[np.bool_]]  # by question, on the canonical grid
-    objects: Mapping[str, Dataset]  # by label: seg, measurements, draft, measurements.ohif, ...
-    draft: Dataset  # the one that all destinations can show
-    algorithm: Algorithm
-    timings_s: Mapping[str, float]
 
 
 def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dicom_node import sample
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool

@@ -18,8 +18,9 @@ from node import protocols
 from pydicom import Dataset
 
 import model
-from dicom_node import sample, serve
+from dicom_node import serve
 from dicom_node.config import Config, Destination
+from dicom_node.demo import sample
 from dicom_node.intake import Intake
 from dicom_node.jobs import Job, Jobs
 from dicom_node.ledger import Ledger, Result

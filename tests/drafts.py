@@ -9,7 +9,7 @@ import highdicom as hd
 import numpy as np
 from pydicom import Dataset
 
-from dicom_node import sample
+from dicom_node.demo import sample
 from sr_templates import GENERIC, Algorithm, Finding, Profile, Protocol, encode, load_protocols
 from sr_templates.profile import EXTRAS, PDF
 

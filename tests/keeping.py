@@ -18,11 +18,11 @@ from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_node import removals, retention
+from dicom_node import retention
 from dicom_node.config import Config
 from dicom_node.jobs import Jobs
-from dicom_node.ledger import Ledger, Result
-from dicom_node.records import to_text
+from dicom_node.ledger import Ledger, Result, removals
+from dicom_node.ledger.records import to_text
 from dicom_node.spool import Announced, Spool
 
 DAY = timedelta(days=1)
@@ -162,7 +162,8 @@ def killed_at(place: str, node: Node, what: str) -> None:
 import os, pathlib, signal, sys
 from datetime import UTC, datetime, timedelta
 from unittest import mock
-from dicom_node import erasure, retention
+from dicom_node import retention
+from dicom_node.retention import erasure
 from dicom_node.config import Config
 from keeping import Node
 OLDER = datetime.now(UTC) + timedelta(days=400)

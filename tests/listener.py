@@ -10,10 +10,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Self
 
-from dicom_node import tls
 from dicom_node.config import Config
-from dicom_node.door import Door, Refused
 from dicom_node.errors import PeerError
+from dicom_node.network import tls
+from dicom_node.scp.door import Door, Refused
 
 HOST = "127.0.0.1"
 LONG_S = 30.0  # a limit that no test waits for

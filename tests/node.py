@@ -18,12 +18,13 @@ from pydicom import Dataset
 
 import model
 import sr_templates
-from dicom_node import delivery, qa, sample, serve
+from dicom_node import delivery, qa, serve
 from dicom_node.config import Config, Destination
+from dicom_node.demo import sample
 from dicom_node.intake import Intake
 from dicom_node.jobs import Job, Jobs
 from dicom_node.ledger import Ledger
-from dicom_node.records import Result
+from dicom_node.ledger.records import Result
 from dicom_node.routing import Rule
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool

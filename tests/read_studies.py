@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pydicom import Dataset
 
-from dicom_node import delivery, sample, scu, serve
+from dicom_node import delivery, scu, serve
 from dicom_node.config import Config, Destination
+from dicom_node.demo import sample
 from dicom_node.intake import Intake
 from dicom_node.jobs import Jobs
 from dicom_node.ledger import Ledger

@@ -4,10 +4,10 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from dicom_node.arrivals import Arrival, NoStorage
 from dicom_node.errors import Mismatch, NotDicom
 from dicom_node.ledger import Ledger
 from dicom_node.spool import Spool
+from dicom_node.spool.arrivals import Arrival, NoStorage
 
 
 def test_a_file_is_stored_as_if_it_had_come_by_c_store(

@@ -26,11 +26,12 @@ from raw_peer import (
 from test_header import encoded
 from test_scp import eventually, kinds
 
-from dicom_node import dimse, sample, upper_layer
 from dicom_node.config import Config
-from dicom_node.dimse import Answer, Request
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
-from dicom_node.negotiation import COMMITMENT
+from dicom_node.network import dimse, upper_layer
+from dicom_node.network.dimse import Answer, Request
+from dicom_node.network.negotiation import COMMITMENT
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool
 

@@ -11,12 +11,12 @@ from audit_schema import details, objects, participants
 from keeping import PEER, Node
 from pydicom import dcmread
 
-from dicom_node import pull
 from dicom_node.audit import store
 from dicom_node.audit.codes import AUDIT_LOG_USED
 from dicom_node.audit.message import Message, Participant, Source, Subject
 from dicom_node.audit.told import KINDS, Teller
 from dicom_node.config import Config
+from dicom_node.ways_in import pull
 
 STUDY, US = "1.2.77.1", "lamed-node@host.example"
 SOURCE = Source("LAMED@host", "Site 1")

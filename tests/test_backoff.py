@@ -11,10 +11,10 @@ from desk import until
 from test_delivery import events, finish, made, only, running  # noqa: F401 - fixtures
 from test_proof import Pacs
 
-from dicom_node import backoff
-from dicom_node.backoff import FAILURES, Breaker
 from dicom_node.config import Config
 from dicom_node.ledger import Ledger
+from dicom_node.scu import backoff
+from dicom_node.scu.backoff import FAILURES, Breaker
 
 Finish = Callable[..., str]
 

@@ -9,9 +9,9 @@ import pytest
 from certificates import Authority
 from commands import short_protocols, tamper
 
-from dicom_node import check
 from dicom_node.__main__ import main
-from dicom_node.check import Finding
+from dicom_node.commands import check
+from dicom_node.commands.check import Finding
 from dicom_node.config import Config
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp

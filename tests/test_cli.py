@@ -6,14 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from commands import PROGRAM, Done, environ, lamed_node, served, until
 
-from dicom_node import sample, serve
+from dicom_node import serve
 from dicom_node.__main__ import Fields, main
-from dicom_node.config import Config, fields
+from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool

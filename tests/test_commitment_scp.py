@@ -16,11 +16,14 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 from raw_peer import IMPLICIT, RawPeer, fragments, request
 
-from dicom_node import commitment_scp, dimse, negotiation, outgoing, sample, scu
-from dicom_node.commitment_scp import Provider
+from dicom_node import scu
 from dicom_node.config import Config, Destination
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
+from dicom_node.network import dimse, negotiation, outgoing
 from dicom_node.scp import Scp
+from dicom_node.scp import commitment as commitment_scp
+from dicom_node.scp.commitment import Provider
 from dicom_node.spool import Spool
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

@@ -10,11 +10,13 @@ import drafts
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 from pynetdicom import AE, build_context, sop_class
 
-from dicom_node import config, errors, pixels, series, spool, volume
+from dicom_node import config, errors, spool
 from dicom_node.config import Config
 from dicom_node.jobs import State
+from dicom_node.network.upper_layer import MAXIMUM_PDU
+from dicom_node.routing import series
 from dicom_node.scp import Scp
-from dicom_node.upper_layer import MAXIMUM_PDU
+from dicom_node.volume import pixels, volume
 from tests import statement
 
 ROOT = Path(__file__).parent.parent

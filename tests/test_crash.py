@@ -9,7 +9,7 @@ from random import Random
 import pydicom
 import pytest
 
-from dicom_node import sample
+from dicom_node.demo import sample
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.spool import Announced, Spool

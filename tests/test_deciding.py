@@ -12,13 +12,16 @@ from pydicom import Dataset
 from pydicom.uid import XRayRadiationDoseSRStorage
 
 import model
-from dicom_node import expectations, rules, sample, serve
 from dicom_node import intake as intake_module
+from dicom_node import serve
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.intake import Intake
 from dicom_node.jobs import Jobs, State
 from dicom_node.ledger import Ledger
+from dicom_node.routing import rules
 from dicom_node.spool import Spool
+from dicom_node.ways_in import expectations
 from model.checkpoint import load
 
 SHAPE = (17, 8, 8)

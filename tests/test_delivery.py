@@ -11,13 +11,16 @@ import pytest
 from desk import until
 from pydicom import dcmread
 
-from dicom_node import backoff, delivery, sample, text_drop
+from dicom_node import text_drop
 from dicom_node.config import Config, Destination
+from dicom_node.delivery import delivery
+from dicom_node.demo import sample
 from dicom_node.errors import BadInput
 from dicom_node.instance import Instance
 from dicom_node.jobs import Jobs
 from dicom_node.ledger import Delivery, Ledger, Result
 from dicom_node.scp import Scp
+from dicom_node.scu import backoff
 from dicom_node.spool import Announced, Spool
 
 CLASSES = ("seg", "measurements", "draft")

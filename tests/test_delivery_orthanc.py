@@ -12,22 +12,17 @@ from orthanc_server import DICOMWEB, Orthanc, eventually
 from pydicom import dcmread
 from test_delivery import events, finish, made, only, running, study_of  # noqa: F401 - fixtures
 
-from dicom_node import (
-    commitment,
-    delivery,
-    dimse,
-    negotiation,
-    outgoing,
-    peer_check,
-    proof,
-    scu,
-)
+from dicom_node import delivery, scu
+from dicom_node.commands import peer_check
 from dicom_node.config import Config, Destination
+from dicom_node.delivery import proof
 from dicom_node.errors import PeerError
 from dicom_node.ledger import Ledger
-from dicom_node.part10 import Part10
-from dicom_node.requestor import Offer
+from dicom_node.network import dimse, negotiation, outgoing
+from dicom_node.network.part10 import Part10
+from dicom_node.network.requestor import Offer
 from dicom_node.scp import Scp
+from dicom_node.scu import commitment
 from dicom_node.spool import Spool
 
 pytestmark = pytest.mark.orthanc

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dicom_node import config as settings
 from dicom_node import profiles, serve
 from dicom_node.config import Config, Destination, SiteProfile
-from dicom_node.destinations import named
+from dicom_node.config.destinations import named
 from dicom_node.errors import ConfigError
 from sr_templates import GENERIC, PROFILES
 

@@ -8,10 +8,10 @@ import pytest
 
 from dicom_node import config as settings
 from dicom_node.config import Config
-from dicom_node.door import LEAST_WAITING, MOST_TOLD, Door, Refusals, Refused, Visitor
+from dicom_node.config.peers import Identity, Peer
 from dicom_node.errors import ConfigError
 from dicom_node.ledger import Ledger
-from dicom_node.peers import Identity, Peer
+from dicom_node.scp.door import LEAST_WAITING, MOST_TOLD, Door, Refusals, Refused, Visitor
 
 CT, PACS = "192.0.2.5", "198.51.100.9"
 CERTIFICATE = Identity("ab" * 32, "ct1", ("CT1.clinic.example", "192.0.2.5"))

@@ -5,7 +5,7 @@ import highdicom as hd
 import pytest
 from pydicom import Dataset
 
-from dicom_node import sample
+from dicom_node.demo import sample
 from sr_templates import Code, Finding, as_text, encode, exam, source_images
 from sr_templates.profile import PROFILES
 from tests.drafts import (

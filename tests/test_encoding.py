@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
-from dicom_node import sample
+from dicom_node.demo import sample
 from dicom_node.errors import Unavailable
 from sr_templates import GENERIC, PROFILES, Finding, TemplateError, chosen, encode
 from tests.drafts import (

@@ -12,12 +12,13 @@ import pytest
 from commands import lamed_node, served, short_protocols, tamper, until
 from keeping import MODEL, Node, Stopped, killed_at
 
-from dicom_node import chain, erasure, retention, text_drop
+from dicom_node import retention, text_drop
 from dicom_node.audit import relay
 from dicom_node.config import Config
 from dicom_node.errors import BadInput, LedgerBroken, Unavailable
 from dicom_node.jobs import Jobs
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, chain
+from dicom_node.retention import erasure
 
 WHO = ("SYNTHETIC^ERASE", "SYNTHETIC", "PID-0815", "ACC-4711", "1.2.77.")
 OTHER = {"PatientID": "PID-9", "PatientName": "OTHER^ONE", "AccessionNumber": "ACC-9"}
@@ -334,12 +335,12 @@ def test_a_crash_anywhere_leaves_what_the_next_start_finishes(
 @pytest.mark.parametrize(
     "place",
     [
-        "dicom_node.erasure._finish",
-        "dicom_node.erasure._remove_images",
-        "dicom_node.traces.remove",
-        "dicom_node.chain.erase",
+        "dicom_node.retention.erasure._finish",
+        "dicom_node.retention.erasure._remove_images",
+        "dicom_node.ledger.traces.remove",
+        "dicom_node.ledger.chain.erase",
         "dicom_node.ledger.Ledger.scrub",
-        "dicom_node.removals.forget",
+        "dicom_node.ledger.removals.forget",
     ],
 )
 def test_a_process_that_is_killed_leaves_what_the_next_one_finishes(node: Node, place: str) -> None:
@@ -408,7 +409,7 @@ def test_columns_that_are_added_later_to_rows_that_stay_are_emptied(node: Node) 
 def test_rows_of_tables_that_are_added_later_are_not_forgotten(node: Node) -> None:
     from sqlalchemy import Column, Integer, String, Table
 
-    from dicom_node import tables
+    from dicom_node.ledger import tables
 
     later = Table(
         "later", tables.METADATA, Column("id", Integer, primary_key=True), Column("it", String)

@@ -10,15 +10,17 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE
 from pynetdicom.association import Association
 
-from dicom_node import dimse, expectations, outgoing, scu, tables
+from dicom_node import scu
 from dicom_node.config import Config, Destination
-from dicom_node.dimse import Request
 from dicom_node.errors import BadInput, PeerError
-from dicom_node.expectations import IAN, MPPS, expected
 from dicom_node.jobs import Jobs
-from dicom_node.ledger import Ledger, Result
+from dicom_node.ledger import Ledger, Result, tables
+from dicom_node.network import dimse, outgoing
+from dicom_node.network.dimse import Request
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool
+from dicom_node.ways_in import expectations
+from dicom_node.ways_in.expectations import IAN, MPPS, expected
 
 STUDY = "1.2.3.4"
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_node import expression
-from dicom_node.expression import DEEPEST, ExpressionError, parse, parse_quantity
+from dicom_node.routing import expression
+from dicom_node.routing.expression import DEEPEST, ExpressionError, parse, parse_quantity
 
 IMAGE: dict[str, Sequence[str | float]] = {
     "Modality": ["CT"],

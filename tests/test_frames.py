@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
-from dicom_node import sample, volume
+from dicom_node import volume
+from dicom_node.demo import sample
 from sr_templates import Finding, Profile
 from sr_templates.document import SEG, Document
 from sr_templates.frames import Frame, bits, octets

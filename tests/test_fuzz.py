@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_node import codestream, header
-from dicom_node.dimse import Command
 from dicom_node.errors import BadInput, Mismatch, NotDicom
-from dicom_node.part10 import Part10
-from dicom_node.upper_layer import Violation, decode_proposal
+from dicom_node.network.dimse import Command
+from dicom_node.network.part10 import Part10
+from dicom_node.network.upper_layer import Violation, decode_proposal
+from dicom_node.spool import header
+from dicom_node.volume import codestream
 from tests.breaking import CORPUS, campaign, data_sets, fuzz, speech
 from tests.breaking.mutation import mangled, shaken
 from tests.breaking.targets import TARGETS, Found, exchange

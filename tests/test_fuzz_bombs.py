@@ -16,8 +16,11 @@ from pydicom.uid import (
     JPEGLSLossless,
 )
 
-from dicom_node import codestream, header, pixels, sample, volume
+from dicom_node import volume
+from dicom_node.demo import sample
 from dicom_node.errors import NotDicom, UnusableSeries
+from dicom_node.spool import header
+from dicom_node.volume import codestream, pixels
 from tests.breaking import data_sets
 
 LARGE = 65_535

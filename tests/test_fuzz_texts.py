@@ -12,8 +12,9 @@ from pydicom.config import disable_value_validation
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from dicom_node import qa, sample
+from dicom_node import qa
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
 from dicom_node.spool import Announced, Spool

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from test_volume import seg
 
-from dicom_node import sample, volume
+from dicom_node import volume
+from dicom_node.demo import sample
 from dicom_node.errors import UnusableSeries
-from dicom_node.geometry import Plane, regular_grid
+from dicom_node.volume.geometry import Plane, regular_grid
 from model.preprocess import prepare
 
 Array = NDArray[np.float64]

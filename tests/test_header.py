@@ -16,8 +16,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_node import header, sample
+from dicom_node.demo import sample
 from dicom_node.errors import BadInput, NotDicom
+from dicom_node.spool import header
 
 SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
 

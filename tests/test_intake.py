@@ -11,13 +11,14 @@ from pydicom import Dataset
 from pydicom.uid import XRayRadiationDoseSRStorage
 
 from dicom_node import intake as intake_module
-from dicom_node import ledger as ledger_module
-from dicom_node import sample, serve
+from dicom_node import serve
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.errors import OutOfResources, Unavailable
 from dicom_node.intake import Intake
 from dicom_node.jobs import Job, Jobs, State
 from dicom_node.ledger import Ledger, Study
+from dicom_node.ledger import ledger as ledger_module
 from dicom_node.routing import Rule
 from dicom_node.spool import Spool
 

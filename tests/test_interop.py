@@ -24,8 +24,8 @@ from pydicom.uid import (
 from pynetdicom import AE, build_role
 from pynetdicom.sop_class import CTImageStorage, Verification
 
-from dicom_node import sample
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool

@@ -11,7 +11,7 @@ from test_ledger import STUDY, instance
 from dicom_node.errors import Mismatch
 from dicom_node.jobs import Job, Jobs, State
 from dicom_node.ledger import Ledger
-from dicom_node.records import Result
+from dicom_node.ledger.records import Result
 
 
 @pytest.fixture

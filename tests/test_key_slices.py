@@ -4,7 +4,7 @@ import highdicom as hd
 import numpy as np
 import pytest
 
-from dicom_node import sample
+from dicom_node.demo import sample
 from sr_templates import TemplateError, grid, key_slices
 from sr_templates.document import Document
 from sr_templates.segmentation import Outlines, outline

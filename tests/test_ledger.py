@@ -14,11 +14,11 @@ from sqlite3 import IntegrityError
 
 import pytest
 
-from dicom_node import ledger as ledger_module
 from dicom_node.errors import LedgerBroken, Mismatch, OutOfResources, Unavailable
 from dicom_node.instance import Instance
 from dicom_node.jobs import Jobs
 from dicom_node.ledger import Ledger, Result
+from dicom_node.ledger import ledger as ledger_module
 
 STUDY = "1.2.3"
 PEER = "PACS@127.0.0.1:104"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from commands import Done, lamed_node, tamper
 
-from dicom_node import ledger_export
 from dicom_node.__main__ import main
 from dicom_node.ledger import Ledger
+from dicom_node.ledger import export as ledger_export
 
 COLUMNS = ["seq", "at", "kind", "study_uid", "job_id", "data", "previous", "digest"]
 STUDY, OTHER = "1.2.840.1", "1.2.840.2"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
-from dicom_node import sample
+from dicom_node.demo import sample
 from sr_templates import (
     PROFILES,
     Finding,

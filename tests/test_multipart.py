@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_node import multipart
 from dicom_node.errors import BadInput
-from dicom_node.multipart import Parts, TooLarge, WrongType
+from dicom_node.network import multipart
+from dicom_node.network.multipart import Parts, TooLarge, WrongType
 
 DICOM = "application/dicom"
 

@@ -15,8 +15,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_node import sample
 from dicom_node.__main__ import main
+from dicom_node.demo import sample
 
 SHAPE = (8, 32, 32)
 SPACING_MM = (6.0, 5.0, 5.0)

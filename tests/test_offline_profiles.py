@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from commands import short_protocols
 
-from dicom_node import sample
 from dicom_node.__main__ import main
+from dicom_node.demo import sample
 
 
 @pytest.fixture

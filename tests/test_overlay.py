@@ -5,7 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dicom_node import sample, volume
+from dicom_node import volume
+from dicom_node.demo import sample
 from dicom_node.overlay import ALARM, BANNER, HEAD, INK, MARGIN, TILE, Layer, montage
 
 RED, BLUE = (200, 0, 10), (0, 60, 220)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from test_sample import judged
 
-from dicom_node import patients, sample, volume
+from dicom_node import volume
 from dicom_node.__main__ import main
+from dicom_node.demo import patients, sample
 from model.data.corpus.case import VIEWS, Case
 from model.data.corpus.organs import ORGANS
 from model.data.corpus.telling import report

@@ -21,7 +21,7 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
-from dicom_node import peer_check
+from dicom_node.commands import peer_check
 from dicom_node.config import Config, Destination
 from dicom_node.errors import PeerError
 from dicom_node.ledger import Ledger

@@ -16,7 +16,7 @@ from node import TOKEN, Answering
 from orthanc_server import OUR_PLUGIN, PYTHON, Orthanc, eventually, with_our_plugin
 from pydicom import Dataset
 
-from dicom_node import sample
+from dicom_node.demo import sample
 
 pytestmark = [pytest.mark.orthanc, pytest.mark.slow]
 

@@ -12,7 +12,7 @@ from orthanc_server import Orthanc, eventually, with_our_plugin
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from pydicom import Dataset
 
-from dicom_node import sample
+from dicom_node.demo import sample
 
 pytestmark = [pytest.mark.orthanc, pytest.mark.chromium, pytest.mark.slow]
 

@@ -12,8 +12,8 @@ import pytest
 from node import TOKEN, Answering
 from orthanc_server import OUR_PLUGIN, Orthanc, eventually
 
-from dicom_node import sample
-from dicom_node.transaction import TRANSITIONS
+from dicom_node.demo import sample
+from dicom_node.ledger.transaction import TRANSITIONS
 
 FOLDER = OUR_PLUGIN.parent
 README = (FOLDER / "README.md").read_text(encoding="utf-8")

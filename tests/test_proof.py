@@ -19,10 +19,12 @@ from pynetdicom.sop_class import (
 )
 from test_delivery import events, finish, made, only, running, study_of  # noqa: F401 - fixtures
 
-from dicom_node import deliveries, delivery, dimse, negotiation, proof
+from dicom_node import delivery
 from dicom_node.config import Config, Destination
+from dicom_node.delivery import proof
 from dicom_node.errors import BadInput
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, deliveries
+from dicom_node.network import dimse, negotiation
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool
 

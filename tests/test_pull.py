@@ -14,15 +14,17 @@ import pytest
 from orthanc_server import DICOMWEB, Orthanc, eventually, free_ports
 from pydicom.uid import JPEG2000Lossless
 
-from dicom_node import expectations, fetching, holdings, pull, sample, scu, supervisor
+from dicom_node import scu, supervisor
 from dicom_node.__main__ import main
 from dicom_node.config import Config, Destination
+from dicom_node.config.sources import Source
+from dicom_node.demo import sample
 from dicom_node.errors import BadInput, PeerError
 from dicom_node.ledger import Ledger
-from dicom_node.part10 import Part10
+from dicom_node.network.part10 import Part10
 from dicom_node.scp import Scp
-from dicom_node.sources import Source
 from dicom_node.spool import Spool
+from dicom_node.ways_in import expectations, fetching, holdings, pull
 
 Tool = Callable[[str], str]
 

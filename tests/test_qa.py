@@ -12,7 +12,8 @@ import pydicom
 import pytest
 from read_studies import MARKUP, Read, read_studies
 
-from dicom_node import qa, sample
+from dicom_node import qa
+from dicom_node.demo import sample
 from dicom_node.errors import Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.qa import views

@@ -8,8 +8,9 @@ import httpx
 import pytest
 from keeping import Node
 
-from dicom_node import erasure, qa
+from dicom_node import qa
 from dicom_node.config import Config
+from dicom_node.retention import erasure
 
 STUDY = "1.2.77.1"
 

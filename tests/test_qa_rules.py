@@ -11,11 +11,13 @@ from conftest import missing
 from playwright.sync_api import Browser, expect, sync_playwright
 from pydicom import Dataset
 
-from dicom_node import qa, rules, sample, serve
+from dicom_node import qa, serve
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
 from dicom_node.qa import rules as page
-from dicom_node.trial import Trial
+from dicom_node.routing import rules
+from dicom_node.routing.trial import Trial
 
 CHROMIUM = Path("/usr/bin/chromium")
 MARKUP = "<script>alert(1)</script>"

@@ -9,11 +9,10 @@ import pytest
 from sqlalchemy import update
 from test_ledger import STUDY, instance
 
-from dicom_node import tables
 from dicom_node.errors import BadInput
 from dicom_node.jobs import Job, Jobs, Order, State
-from dicom_node.ledger import Ledger
-from dicom_node.records import Result, to_text
+from dicom_node.ledger import Ledger, tables
+from dicom_node.ledger.records import Result, to_text
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage, SegmentationStorage
 
 import model
-from dicom_node import results, sample, worker
+from dicom_node import results, worker
+from dicom_node.demo import sample
 from dicom_node.worker import Reading
 
 JOB = "0123456789abcdef0123456789abcdef"

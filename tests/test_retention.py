@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from keeping import DAY, Node, Stopped, killed_at
 
-from dicom_node import deliveries, retention
 from dicom_node.config import Config
 from dicom_node.errors import BadInput, Unavailable
 from dicom_node.jobs import Jobs, State
+from dicom_node.ledger import deliveries, removals
+from dicom_node.retention import leaving, resume, retention
 
 OLD = datetime.now(UTC) + timedelta(days=31)
 OLDER = datetime.now(UTC) + timedelta(days=400)
@@ -182,7 +183,7 @@ def test_a_crash_anywhere_leaves_what_the_next_start_finishes(
     kinds = [each.kind for each in node.ledger.events()]
     assert kinds.count("retention.expiring") == kinds.count("retention.expired") == 2
     assert "instance.recovered" not in kinds
-    assert retention.resume(node.ledger, node.config) == 0
+    assert resume(node.ledger, node.config) == 0
     assert node.ledger.verify() == len(kinds)
 
 
@@ -190,7 +191,9 @@ def test_a_crash_anywhere_leaves_what_the_next_start_finishes(
 def test_a_process_that_is_killed_leaves_what_the_next_one_finishes(node: Node, name: str) -> None:
     node.delivered("1.2.1")
     head = node.ledger.head()
-    killed_at(f"dicom_node.retention.{name}", node, "retention.sweep(node.ledger, config, OLDER)")
+    killed_at(
+        f"dicom_node.retention.leaving.{name}", node, "retention.sweep(node.ledger, config, OLDER)"
+    )
     node.restart()
     node.sweep(OLDER)
     assert list(node.config.spool_dir.rglob("*.dcm")) == []
@@ -217,10 +220,10 @@ def break_at(step: str, patched: pytest.MonkeyPatch) -> None:
     if step == "first file":
         patched.setattr(Path, "unlink", unlink)
     elif step == "begun":
-        patched.setattr(retention, "finish", stop)
+        patched.setattr(leaving, "finish", stop)
     else:
         name = {"files": "sync", "folder": "remove_folder"}[step]
-        patched.setattr(retention, name, stop)
+        patched.setattr(leaving, name, stop)
 
 
 def test_an_expired_study_that_is_sent_again_is_the_same_question(node: Node) -> None:
@@ -257,9 +260,9 @@ def test_what_has_expired_is_not_sent_again(node: Node) -> None:
 def test_images_that_come_while_others_leave_stay(node: Node) -> None:
     node.delivered("1.2.1")
     with node.ledger.transaction() as transaction:
-        removal = retention.removals.begin(transaction, "images", "1.2.1")
+        removal = removals.begin(transaction, "images", "1.2.1")
     node.receive("1.2.1", numbers=(7,))
-    retention.finish(node.ledger, node.config, removal)
+    leaving.finish(node.ledger, node.config, removal)
     (kept,) = node.ledger.instances("1.2.1")
     assert kept.sop_uid == "1.2.1.1.7"
     assert hashlib.sha256(kept.path.read_bytes()).hexdigest() == kept.sha256
@@ -268,15 +271,15 @@ def test_images_that_come_while_others_leave_stay(node: Node) -> None:
 def test_removal_waits_for_a_moment_in_which_nothing_is_stored(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(leaving, "PATIENCE_S", 0.0)
     node.delivered("1.2.1")
     spool, busy = node.config.spool_dir, "being received all the time"
-    with node.storing(), pytest.raises(Unavailable, match=busy), retention.quiet(spool, 0.1):
+    with node.storing(), pytest.raises(Unavailable, match=busy), leaving.quiet(spool, 0.1):
         pass
-    one, other = retention.alone(node.config), retention.alone(node.config)
+    one, other = leaving.alone(node.config), leaving.alone(node.config)
     with one, pytest.raises(Unavailable, match="another process"), other:
         pass
-    with retention.quiet(spool):
+    with leaving.quiet(spool):
         pass
 
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import pytest
 from orthanc_server import eventually
 
-from dicom_node import room, scu, spool
+from dicom_node import scu
 from dicom_node.config import Config, Destination
 from dicom_node.errors import OutOfResources, PeerError
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
-from dicom_node.spool import Spool
+from dicom_node.spool import Spool, room, spool
 
 MB = 1 << 20
 

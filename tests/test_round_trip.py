@@ -26,8 +26,8 @@ from pydicom.uid import (
 )
 
 import model
-from dicom_node import sample
-from dicom_node.records import Result
+from dicom_node.demo import sample
+from dicom_node.ledger.records import Result
 
 pytestmark = [pytest.mark.orthanc, pytest.mark.slow]
 

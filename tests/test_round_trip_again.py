@@ -10,7 +10,7 @@ from orthanc_server import Orthanc, eventually
 from pydicom import Dataset, dcmread
 
 import model
-from dicom_node import sample
+from dicom_node.demo import sample
 
 pytestmark = [pytest.mark.orthanc, pytest.mark.slow]
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from test_geometry import SEGIMAGE2ITKIMAGE, TURNS, Array, Mask, named, rotation
 
-from dicom_node import sample, volume
+from dicom_node import volume
+from dicom_node.demo import sample
 from sr_templates import Finding, Profile
 from sr_templates.document import Document
 from sr_templates.segmentation import Outlines, encode_segmentation, outline

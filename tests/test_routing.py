@@ -15,7 +15,8 @@ from pydicom.uid import (
 
 from dicom_node import serve
 from dicom_node.config import Config
-from dicom_node.routing import Choice, NoFit, Route, Rule, SeriesSummary, route
+from dicom_node.routing import Choice, NoFit, Route, Rule, route
+from dicom_node.routing.routing import SeriesSummary
 
 RULES = serve.rules(serve.protocols(Config()))
 ORIGINAL = ("ORIGINAL", "PRIMARY", "AXIAL")

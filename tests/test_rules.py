@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from test_selection import RULES, ct
 
-from dicom_node import rules
 from dicom_node.config import Destination
-from dicom_node.deciding import Decision, decide, terms
 from dicom_node.errors import ConfigError
-from dicom_node.rules import RuleBook
-from dicom_node.series import SeriesSummary
+from dicom_node.routing import rules
+from dicom_node.routing.deciding import Decision, decide, terms
+from dicom_node.routing.rules import RuleBook
+from dicom_node.routing.series import SeriesSummary
 
 PACS = Destination("PACS", "192.0.2.5", 104)
 NAMES = [each.protocol for each in RULES]

@@ -8,9 +8,10 @@ import pytest
 from commands import Done
 from desk import receive
 
-from dicom_node import sample, serve
+from dicom_node import serve
 from dicom_node.__main__ import main
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.intake import Intake
 from dicom_node.jobs import Jobs
 from dicom_node.ledger import Ledger

@@ -22,7 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_node import real_scan, sample
+from dicom_node.demo import real_scan, sample
 from dicom_node.errors import Unavailable
 
 Array = NDArray[np.float64]

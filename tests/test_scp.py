@@ -21,8 +21,9 @@ from pydicom.uid import (
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 
-from dicom_node import sample, scu
+from dicom_node import scu
 from dicom_node.config import Config, Destination
+from dicom_node.demo import sample
 from dicom_node.errors import PeerError, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp

@@ -14,10 +14,10 @@ from certificates import Authority, Pem
 from raw_peer import RELEASE_RQ, VERIFICATION, RawPeer, command, fragments, request
 from test_scp import eventually
 
-from dicom_node import tls
 from dicom_node.config import Config
+from dicom_node.config.peers import Peer
 from dicom_node.ledger import Ledger
-from dicom_node.peers import Peer
+from dicom_node.network import tls
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool
 

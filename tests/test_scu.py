@@ -15,13 +15,15 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage
 
-from dicom_node import dimse, negotiation, requestor, sample, scu, tls
+from dicom_node import scu
 from dicom_node.config import Config, Destination
-from dicom_node.dimse import Answer
+from dicom_node.demo import sample
 from dicom_node.errors import BadInput, NotTaken, PeerError
-from dicom_node.part10 import Part10
+from dicom_node.network import dimse, negotiation, requestor, tls
+from dicom_node.network.dimse import Answer
+from dicom_node.network.part10 import Part10
+from dicom_node.network.upper_layer import Connection, encode_acceptance
 from dicom_node.scp import Scp
-from dicom_node.upper_layer import Connection, encode_acceptance
 
 Tool = Callable[[str], str]
 

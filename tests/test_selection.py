@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from dicom_node import selection, serve
+from dicom_node import serve
 from dicom_node.config import Config
-from dicom_node.expression import parse
-from dicom_node.selection import FACTS, Preference, Scored, Wish, phase, select, values_of
-from dicom_node.series import SeriesSummary
+from dicom_node.routing import selection
+from dicom_node.routing.expression import parse
+from dicom_node.routing.selection import FACTS, Preference, Scored, Wish, phase, select, values_of
+from dicom_node.routing.series import SeriesSummary
 
 RULES = serve.rules(serve.protocols(Config()))
 CHEST, ABDOMEN, BRAIN = (

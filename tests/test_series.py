@@ -15,9 +15,10 @@ from pydicom.uid import (
     XRayRadiationDoseSRStorage,
 )
 
-from dicom_node import sample, series
+from dicom_node.demo import sample
 from dicom_node.instance import Instance
-from dicom_node.series import SeriesSummary, summarize
+from dicom_node.routing import series
+from dicom_node.routing.series import SeriesSummary, summarize
 
 SHAPE = (6, 8, 8)
 SAGITTAL = np.array([(1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)]).T

@@ -13,8 +13,10 @@ from commands import Served, lamed_node, served, short_protocols, until
 from orthanc_server import free_ports
 from pydicom import Dataset
 
-from dicom_node import check, sample, scu
+from dicom_node import scu
+from dicom_node.commands import check
 from dicom_node.config import Config, Destination
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool

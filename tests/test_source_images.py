@@ -4,7 +4,8 @@ import highdicom as hd
 import numpy as np
 import pytest
 
-from dicom_node import sample, volume
+from dicom_node import volume
+from dicom_node.demo import sample
 from sr_templates import TemplateError
 from sr_templates.source_images import by_slice
 from tests.drafts import SHAPE, SPACING_MM, series, stack

@@ -5,8 +5,8 @@ import pytest
 
 from dicom_node import config as settings
 from dicom_node.config import Config, Destination
+from dicom_node.config.sources import Source, named
 from dicom_node.errors import ConfigError
-from dicom_node.sources import Source, named
 
 PACS = Source("PACS", Destination("PACS", "192.0.2.5", 104), "c-get")
 AT = {"ae_title": "PACS", "host": "192.0.2.5", "port": 104}

@@ -11,8 +11,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import RLELossless
 
-from dicom_node import sample
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.errors import Mismatch, NotDicom, OutOfResources
 from dicom_node.ledger import Ledger
 from dicom_node.spool import Announced, Spool

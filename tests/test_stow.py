@@ -20,9 +20,10 @@ from certificates import Authority
 from pydicom import dcmread
 from test_delivery import finish, made, only  # noqa: F401 - fixtures
 
-from dicom_node import delivery, tls
+from dicom_node import delivery
 from dicom_node.config import Config, Destination
 from dicom_node.ledger import Ledger
+from dicom_node.network import tls
 
 Finish = Callable[..., str]
 

@@ -8,13 +8,15 @@ import pydicom
 import pytest
 from orthanc_server import DICOMWEB, Orthanc
 
-from dicom_node import sample, stow, stow_in
 from dicom_node.config import Config, Destination
+from dicom_node.demo import sample
 from dicom_node.errors import OutOfResources
 from dicom_node.ledger import Ledger
-from dicom_node.part10 import Part10
+from dicom_node.network.part10 import Part10
 from dicom_node.qa import Server
+from dicom_node.scu import stow
 from dicom_node.spool import Spool
+from dicom_node.ways_in import stow_in
 
 TOKEN = "a-token-that-is-not-guessed"
 TYPE = 'multipart/related; type="application/dicom"; boundary=XX'

@@ -12,8 +12,8 @@ import pytest
 import model
 from dicom_node import serve, supervisor
 from dicom_node.config import Config, Destination, SiteProfile
+from dicom_node.config.peers import Peer
 from dicom_node.errors import BadInput, ConfigError, NodeError, Unavailable
-from dicom_node.peers import Peer
 from dicom_node.supervisor import (
     Supervisor,
     announce,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dicom_node import sample
+from dicom_node.demo import sample
 from model import LaMed, ModelError, Question, load, tiny
 from model.tokenizer import SEG
 from sr_templates import load_protocols

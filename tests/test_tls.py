@@ -13,10 +13,10 @@ from certificates import Authority, Pem
 from cryptography.hazmat.primitives import serialization
 from listener import ABORT, ASSOCIATE_RQ, HOST, LONG_S, Listener, ask, connect, failure, outcome
 
-from dicom_node import tls
 from dicom_node.config import Config
+from dicom_node.config.peers import Identity, Peer
 from dicom_node.errors import ConfigError, PeerError, SilentPeer
-from dicom_node.peers import Identity, Peer
+from dicom_node.network import tls
 
 Tool = Callable[[str], str]
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]

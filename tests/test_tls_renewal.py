@@ -8,10 +8,10 @@ import pytest
 from certificates import Authority
 from listener import ABORT, ASSOCIATE_RQ, HOST, LONG_S, Listener, ask, connect, failure, outcome
 
-from dicom_node import tls
 from dicom_node.config import Config
 from dicom_node.errors import PeerError, Unavailable
 from dicom_node.ledger import Ledger
+from dicom_node.network import tls
 
 
 @dataclass

@@ -10,8 +10,9 @@ import drafts
 import pytest
 from pydicom import Dataset, dcmread
 
-from dicom_node import sample, validator
+from dicom_node import validator
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.errors import Unavailable
 from dicom_node.ledger import Result
 from dicom_node.validator import Validator, Verdict

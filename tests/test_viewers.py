@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, expect
 from pydicom import Dataset
 from viewer import Ohif, Truth
 
-from dicom_node import patients, sample
+from dicom_node.demo import patients, sample
 from model.data.corpus.case import VIEWS, Case
 from model.data.corpus.telling import report
 from sr_templates import Finding, encode

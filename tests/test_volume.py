@@ -20,7 +20,8 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from dicom_node import sample, volume
+from dicom_node import volume
+from dicom_node.demo import sample
 from dicom_node.errors import Unavailable, UnusableSeries
 
 SHAPE = (6, 40, 34)

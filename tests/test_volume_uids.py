@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread, dcmwrite
 
-from dicom_node import sample, volume
+from dicom_node import volume
+from dicom_node.demo import sample
 from dicom_node.errors import UnusableSeries
 
 # pydicom warns of them too, when the test writes them and when they are read.

@@ -9,12 +9,12 @@ import pydicom
 import pytest
 from orthanc_server import eventually
 
-from dicom_node import watched
 from dicom_node.errors import OutOfResources
 from dicom_node.ledger import Ledger
-from dicom_node.part10 import Part10
+from dicom_node.network.part10 import Part10
 from dicom_node.spool import Spool
-from dicom_node.watched import Watched
+from dicom_node.ways_in import watched
+from dicom_node.ways_in.watched import Watched
 
 MOST = 1 << 20
 

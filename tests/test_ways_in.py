@@ -12,12 +12,15 @@ from orthanc_server import Orthanc, free_ports
 from pynetdicom import AE
 from test_expectations import ian, reference
 
-from dicom_node import expectations, sample, stow, ways_in
+from dicom_node import ways_in
 from dicom_node.config import Config, Destination
+from dicom_node.config.sources import Source
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
-from dicom_node.part10 import Part10
-from dicom_node.sources import Source
+from dicom_node.network.part10 import Part10
+from dicom_node.scu import stow
 from dicom_node.spool import Spool
+from dicom_node.ways_in import expectations
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dicom_node.window import Window
+from dicom_node.routing.window import Window
 
 
 def at(clock: str) -> datetime:

@@ -31,11 +31,12 @@ from pydicom import Dataset, dcmread
 
 import model
 import sr_templates
-from dicom_node import ledger as ledger_module
-from dicom_node import sample, volume, worker
+from dicom_node import volume, worker
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.jobs import Job, State
 from dicom_node.ledger import Ledger
+from dicom_node.ledger import ledger as ledger_module
 from dicom_node.spool import Spool
 from sr_templates import Protocol
 

@@ -10,8 +10,9 @@ from desk import CHEST, PACS, PROTOCOLS, Desk, ct, slices
 from pydicom import dcmread
 
 import model
-from dicom_node import sample, volume, worker
+from dicom_node import volume, worker
 from dicom_node.config import Config, SiteProfile
+from dicom_node.demo import sample
 from dicom_node.ledger import Ledger
 from dicom_node.spool import Spool
 

@@ -20,10 +20,10 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert
 
-from dicom_node import tables, tls
 from dicom_node.config import Config
 from dicom_node.errors import NodeError, Unavailable
-from dicom_node.ledger import Event, Ledger
+from dicom_node.ledger import Event, Ledger, tables
+from dicom_node.network import tls
 
 from . import store, syslog
 from .message import Message, Source

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from dicom_node.traces import Traces
+from dicom_node.ledger.traces import Traces
 
 from .codes import STUDY_UID
 from .message import UNKNOWN, written

@@ -18,9 +18,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from sqlalchemy import select
 
-from dicom_node import tables
-from dicom_node.destinations import TEXT
-from dicom_node.ledger import Event, Ledger
+from dicom_node.config.destinations import TEXT
+from dicom_node.ledger import Event, Ledger, tables
 
 from . import codes
 from .message import MINOR, SERIOUS, SUCCESS, UNKNOWN, Message, Participant, Subject, patient, study

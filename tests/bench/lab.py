@@ -101,7 +101,7 @@ class Lab:
 
     def ct(self, slices: int, size: int) -> Path:
         """Make a CT series once; file names are in slice order."""
-        from dicom_node import sample
+        from dicom_node.demo import sample
 
         folder = self.folder / f"ct-{slices}x{size}"
         if not folder.exists():

@@ -64,7 +64,7 @@ def singly(checkpoint: str, count: str) -> Callable[[], Values]:
 def _ready(checkpoint: str, count: int) -> "tuple[LaMed, list[Question], Any]":
     import numpy as np
 
-    from dicom_node import sample
+    from dicom_node.demo import sample
     from model import Question, load
     from sr_templates import load_protocols
 

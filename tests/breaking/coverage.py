@@ -17,9 +17,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     warnings.simplefilter("ignore")
     with atheris.instrument_imports(include=["dicom_node"]):
-        from dicom_node import codestream, header, upper_layer
-        from dicom_node.dimse import Command
         from dicom_node.errors import BadInput, Mismatch, NotDicom
+        from dicom_node.network import upper_layer
+        from dicom_node.network.dimse import Command
+        from dicom_node.spool import header
+        from dicom_node.volume import codestream
 
     readers: dict[str, tuple[Callable[[bytes], Any], tuple[type[Exception], ...]]] = {
         "proposal": (upper_layer.decode_proposal, (upper_layer.Violation,)),

@@ -27,8 +27,9 @@ from typing import Any
 
 import pydicom
 
-from dicom_node import sample, scu
+from dicom_node import scu
 from dicom_node.config import Config, Destination
+from dicom_node.demo import sample
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 
@@ -269,7 +270,9 @@ def prepare(folder: Path) -> tuple[Loaded, Path]:
     """Make the tiny checkpoint and the short protocols, and load what all roles need."""
     import torch
 
-    from dicom_node import audit, commitment_scp, profiles, proof, qa, serve, worker
+    from dicom_node import audit, profiles, qa, serve, worker
+    from dicom_node.delivery import proof
+    from dicom_node.scp import commitment as commitment_scp
     from model import tiny
     from model.checkpoint import load
     from tests.commands import SHORT

@@ -23,7 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_node import sample
+from dicom_node.demo import sample
 
 from .mutation import TEXTS, Node, mangled, shaken
 

@@ -38,11 +38,14 @@ class Fault:
 
 def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
     """Give by role and place: whose function, its name, how often it is passed, what may happen."""
-    from dicom_node import delivery, results, scu, spool, worker
+    from dicom_node import results, worker
+    from dicom_node.delivery import delivery
     from dicom_node.intake import Intake
     from dicom_node.jobs import Jobs
     from dicom_node.ledger import Ledger
-    from dicom_node.upper_layer import Connection
+    from dicom_node.network.upper_layer import Connection
+    from dicom_node.scu import Session
+    from dicom_node.spool import Spool
     from model import LaMed
 
     disk = ("no room", "EIO")
@@ -54,11 +57,11 @@ def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
             "rename": (Path, "rename", 6, (*KILLS, *disk)),
             "answer": (Connection, "respond", 6, KILLS),
             "record": (Ledger, "record_instance", 6, (*KILLS, "locked")),
-            "store": (spool.Spool, "store", 6, KILLS),
+            "store": (Spool, "store", 6, KILLS),
             "take": (Intake, "_take", 1, (*KILLS, "locked")),
             "enqueue": (Jobs, "enqueue_all", 1, KILLS),
             "send": (delivery, "deliver", 1, KILLS),
-            "sent one": (scu.Session, "store", 2, KILLS),
+            "sent one": (Session, "store", 2, KILLS),
             "record delivery": (Ledger, "record_delivery", 1, (*KILLS, "locked")),
         },
         "worker": {
@@ -73,7 +76,7 @@ def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
         },
         "pacs": {
             "associate": (Connection, "accept", 1, ("refuse", "hang", "close")),
-            "store": (spool.Spool, "store", 2, ("refuse", "hang", "close", "lose", *KILLS)),
+            "store": (Spool, "store", 2, ("refuse", "hang", "close", "lose", *KILLS)),
         },
     }  # fmt: skip
 

@@ -23,13 +23,15 @@ from typing import ClassVar, Self
 from pydicom import dcmread
 from pydicom.encaps import encapsulate, generate_frames
 
-from dicom_node import header, pixels, qa, sample, volume
+from dicom_node import qa, volume
 from dicom_node.config import Config
+from dicom_node.demo import sample
 from dicom_node.errors import BadInput, Mismatch, NodeError, NotDicom
 from dicom_node.ledger import Ledger
-from dicom_node.part10 import Part10
+from dicom_node.network.part10 import Part10
 from dicom_node.scp import Scp
-from dicom_node.spool import Announced, Spool
+from dicom_node.spool import Announced, Spool, header
+from dicom_node.volume import pixels
 
 from . import data_sets, requests, speech
 from .mutation import TEXTS, Node, mangled, shaken

@@ -17,7 +17,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 
-from dicom_node import sample
+from dicom_node.demo import sample
 from dicom_node.errors import Unavailable
 from sr_templates import GENERIC, PROFILES, Finding, Predecessor, Profile, Protocol, encode
 from sr_templates.run_record import encode_record

@@ -1,0 +1,1 @@
+"""The commands of `lamed-node`, and what all of them take."""
