@@ -36,6 +36,7 @@ from dicom_node.errors import OutOfResources, Unavailable
 from dicom_node.instance import Instance
 
 from . import chain, tables
+from .prepared import driver
 from .reading import Reading
 from .records import Delivery, Event, Job, Result, Review, Study, canonical, to_text
 from .together import Together
@@ -63,6 +64,7 @@ class Ledger(Reading):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._engine = _engine(path)
             self._together = Together(self._transaction)
+            self._writer: Connection | None = None
             with _alone(path), self._engine.connect() as connection:
                 connection.execute(text("PRAGMA journal_mode=WAL"))
             with self.transaction() as transaction:
@@ -84,6 +86,9 @@ class Ledger(Reading):
 
     def close(self) -> None:
         """Let go of the file."""
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
         self._engine.dispose()
 
     def transaction(self) -> AbstractContextManager[Transaction]:
@@ -92,9 +97,14 @@ class Ledger(Reading):
 
     @contextmanager
     def _transaction(self) -> Iterator[Transaction]:
-        with _refusals(), self._engine.connect() as connection, connection.begin():
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield Transaction(connection)
+        with _refusals():
+            # One connection for all that is written: the writers of a process take turns, and to
+            # fetch one from the pool takes SQLAlchemy as long as to write an image takes SQLite.
+            if self._writer is None:
+                self._writer = self._engine.connect()
+            with self._writer.begin():
+                driver(self._writer).execute("BEGIN IMMEDIATE")
+                yield Transaction(self._writer)
 
     # --- written ----------------------------------------------------------------------------
 

@@ -33,5 +33,9 @@ class Prepared:
     def run(self, connection: Connection, values: Mapping[str, object]) -> sqlite3.Cursor:
         """Run it in the connection's transaction; what it returns is fetched from the cursor."""
         given = self._fixed | dict(values)
-        driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-        return driver.execute(self._text, [given[name] for name in self._order])
+        return driver(connection).execute(self._text, [given[name] for name in self._order])
+
+
+def driver(connection: Connection) -> sqlite3.Connection:
+    """Give what SQLAlchemy's connection holds."""
+    return connection.connection.driver_connection  # type: ignore[return-value]

@@ -6,6 +6,7 @@ data set is looked at. What a peer sends is bounded before it is believed.
 """
 
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,7 +106,7 @@ class Connection:
         self._buffer = memoryview(bytearray(BUFFER))
         self._start = self._end = 0
         self._peer_maximum = 0
-        sock.settimeout(timeout_s)
+        _limit(sock, timeout_s)
         with suppress(OSError):  # the peer is gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -218,7 +219,7 @@ class Connection:
                 # Linux forgets it: with Nagle's algorithm at the sender a delayed ACK costs 40 ms
                 # for each PDU that is sent in two pieces.
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            except TimeoutError as error:
+            except (TimeoutError, BlockingIOError) as error:
                 raise Violation(f"nothing came for {self._timeout_s:g} s") from error
             except OSError as error:
                 raise Lost(f"the connection broke: {error.strerror or error}") from error
@@ -253,6 +254,21 @@ class Connection:
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+
+
+def _limit(sock: socket.socket, timeout_s: float) -> None:
+    """Limit how long a read or a write waits; by the kernel, where nothing is encrypted.
+
+    Python's own timeout asks `poll` before each of them, which is a tenth of what a small image
+    costs; TLS needs it, since it reads when it writes.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(timeout_s)
+        return
+    sock.settimeout(None)
+    limit = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 class _Assembly:

@@ -48,6 +48,7 @@ SHORT_VRS: Final = {
     *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT"),
     *(b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"),
 }
+HEAD: Final = struct.Struct("<HH2sH")  # tag, VR and length of an element with an explicit short VR
 UNDEFINED: Final = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xE000FFFE, 0xE00DFFFE, 0xE0DDFFFE  # as little endian reads them
 LAST_FRAGMENT: Final = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
@@ -117,14 +118,21 @@ class _Scan:
 
     def values(self) -> dict[int, bytes]:
         """Give the values wanted; the data set ends with its last element or with its pixels."""
-        data, position, before = self._data, 0, -1
+        data, position, before, end = self._data, 0, -1, len(self._data)
         values: dict[int, bytes] = {}
-        while position < len(data):
-            group, element = struct.unpack_from("<HH", data, position)
+        while position < end:
+            group, element, vr, length = HEAD.unpack_from(data, position)
             tag = group << 16 | element
             if tag <= before:
                 raise _Odd
             before = tag
+            # Nearly every element is of this kind, and this loop is most of what a scan takes.
+            if self._explicit and vr in SHORT_VRS:
+                start = position + 8
+                position = start + length
+                if tag in TAGS:
+                    values[tag] = bytes(data[start:position])
+                continue
             start, length = self._length(position)
             if tag in PIXELS:
                 self._check_pixels(start, length)
@@ -132,7 +140,7 @@ class _Scan:
             position = self._past_sequence(start, 0) if length == UNDEFINED else start + length
             if tag in TAGS:
                 values[tag] = bytes(data[start:position])
-        if position != len(data):
+        if position != end:
             raise _Odd
         return values
 

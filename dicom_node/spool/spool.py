@@ -73,6 +73,8 @@ class Spool:
             _sync(folder)
         # One sender at a time for an instance: two may send the same one at once.
         self._locks = [threading.Lock() for _ in range(STRIPES)]
+        self._counting = threading.Lock()
+        self._writers, self._handle = 0, -1  # of the lock on the folder, while somebody writes
 
     def store(self, dataset: bytes | bytearray, announced: Announced) -> Instance:
         """Keep one data set as it came; when this returns it is on disk and in the ledger.
@@ -94,7 +96,7 @@ class Spool:
         with (
             self._locks[hash(instance.sop_uid) % STRIPES],
             _out_of_resources(),
-            self._held(fcntl.LOCK_SH),
+            self._writing(),
         ):
             return self._keep(instance, parts, announced.calling_ae)
 
@@ -107,7 +109,7 @@ class Spool:
         this folder, whose half-written files are no debris.
         """
         try:
-            with self._held(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            with self._alone():
                 for partial in self._incoming.iterdir():
                     self._finish(partial)
                 known = self._ledger.paths()
@@ -151,16 +153,16 @@ class Spool:
         The name itself is not waited for. After a power cut the file lies under one of its two
         names, and `recover` knows by the digest in the first which one it was to have.
         """
-        partial = self._incoming / f"{instance.sha256}.{uuid.uuid4().hex}{PARTIAL}"
+        partial = f"{self._incoming}/{instance.sha256}.{uuid.uuid4().hex}{PARTIAL}"
         try:
             _write_through(partial, parts)
             try:
-                partial.rename(instance.path)
+                os.rename(partial, instance.path)  # noqa: PTH104 - a Path takes longer
             except FileNotFoundError:
                 instance.path.parent.mkdir(parents=True, exist_ok=True)
-                partial.rename(instance.path)
+                os.rename(partial, instance.path)  # noqa: PTH104
         except BaseException:
-            partial.unlink(missing_ok=True)
+            Path(partial).unlink(missing_ok=True)
             raise
 
     def _finish(self, partial: Path) -> None:
@@ -174,20 +176,49 @@ class Spool:
         partial.unlink()
 
     @contextmanager
-    def _held(self, how: int) -> Iterator[None]:
-        """Hold the folder: any number of writers, or one that recovers."""
-        handle = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    def _writing(self) -> Iterator[None]:
+        """Hold the folder as writers do; those of this process hold it together."""
+        with self._counting:
+            if not self._writers:
+                self._handle = self._hold(fcntl.LOCK_SH)
+            self._writers += 1
         try:
-            fcntl.flock(handle, how)
+            yield
+        finally:
+            with self._counting:
+                self._writers -= 1
+                if not self._writers:
+                    os.close(self._handle)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder while nobody writes.
+
+        Raises
+        ------
+        BlockingIOError
+            Somebody does.
+        """
+        handle = self._hold(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
             yield
         finally:
             os.close(handle)
+
+    def _hold(self, how: int) -> int:
+        handle = os.open(f"{self._root}/lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, how)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
 
     def _path(self, header: Header) -> Path:
         study, series, sop = (
             _name(header[name]) for name in ("study_uid", "series_uid", "sop_uid")
         )
-        return self._root / study / series / f"{sop}.dcm"
+        return Path(f"{self._root}/{study}/{series}/{sop}.dcm")
 
     def has_room(self) -> bool:
         """Say whether there is room for more than what is under way.
@@ -298,7 +329,7 @@ def _out_of_resources() -> Iterator[None]:
         raise
 
 
-def _write_through(path: Path, parts: Sequence[bytes | bytearray]) -> None:
+def _write_through(path: str, parts: Sequence[bytes | bytearray]) -> None:
     """Write a new file, and return when its bytes and its name are on the disk.
 
     The fsync of a new file keeps its name too on the journaling file systems of Linux (ext4, XFS,

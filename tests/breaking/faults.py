@@ -54,7 +54,7 @@ def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
             "commit": (DefaultDialect, "do_commit", 30, (*KILLS, "locked")),
             "write": (os, "writev", 6, (*KILLS, "half", "no room")),
             "fsync": (os, "fsync", 9, (*KILLS, *disk)),
-            "rename": (Path, "rename", 6, (*KILLS, *disk)),
+            "rename": (os, "rename", 6, (*KILLS, *disk)),
             "answer": (Connection, "respond", 6, KILLS),
             "record": (Ledger, "record_instance", 6, (*KILLS, "locked")),
             "store": (Spool, "store", 6, KILLS),

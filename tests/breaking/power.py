@@ -48,7 +48,7 @@ class Disk:
             mock.patch("os.open", self._wrapped(os.open, self._opened)),
             mock.patch("os.writev", self._wrapped(os.writev, self._written)),
             mock.patch("os.fsync", self._wrapped(os.fsync, self._fsynced)),
-            mock.patch.object(Path, "rename", self._wrapped(Path.rename, self._renamed)),
+            mock.patch("os.rename", self._wrapped(os.rename, self._renamed)),
             mock.patch.object(Path, "unlink", self._wrapped(Path.unlink, self._unlinked)),
         ):
             yield
@@ -88,7 +88,7 @@ class Disk:
             self.lasting = len(self.names)
             self._step()
 
-    def _renamed(self, _: object, source: Path, target: Path) -> None:
+    def _renamed(self, _: None, source: object, target: object) -> None:
         if self._is_ours(source):
             self.names.append(("rename", str(source), str(target)))
             self._step()
