@@ -1,12 +1,14 @@
 """`python -m tests.breaking crash`: whole nodes break, start again, and are asked what is left.
 
-Each run is a node of two processes (reception with delivery, and a worker), a PACS, and a sender
-that does what scanners do: it sends again what was not acknowledged. Somewhere one fault happens.
-Who dies is started again. In the end every acknowledged image must be there and readable, every
-result at the PACS once, and nothing stuck.
+Each run is a node of three processes (reception with delivery, a worker, and the pages, at which
+somebody looks all the time), a PACS, which in every other run commits to what it stored, and a
+sender that does what scanners do: it sends again what was not acknowledged. Somewhere one fault
+happens. Who dies is started again. In the end every acknowledged image must be there and readable,
+every result at the PACS once, and nothing stuck.
 """
 
 import argparse
+import http.client
 import json
 import logging
 import os
@@ -18,7 +20,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -32,6 +34,7 @@ from dicom_node.config import Config, Destination
 from dicom_node.demo import sample
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
+from dicom_node.qa import access
 
 from .faults import Fault, choose, plant
 
@@ -63,8 +66,10 @@ class Run:
 class Site:
     """A node and a PACS in one folder, each role a forked process."""
 
-    def __init__(self, folder: Path, fault: Fault, lamed: Any, protocols: Path) -> None:
-        self.folder, self.fault, self.lamed = folder, fault, lamed
+    def __init__(
+        self, folder: Path, fault: Fault, lamed: Any, protocols: Path, *, commits: bool
+    ) -> None:
+        self.folder, self.fault, self.lamed, self.commits = folder, fault, lamed, commits
         self.fired = folder / "fired"
         self.children: dict[str, int] = {}
         self.died_at: float = 0.0
@@ -73,7 +78,7 @@ class Site:
         )
         self.node = Config(
             dicom_port=free_port(),
-            http_port=0,
+            http_port=free_port(),
             data_dir=folder / "node",
             minimum_free_mb=1,
             protocols=str(protocols),
@@ -98,7 +103,7 @@ class Site:
             _quiet(self.folder / f"{role}.log")
             if faulty and self.fault.role == role:
                 plant(self.fault, self.fired)
-            {"scp": self._serve, "worker": self._serve, "pacs": self._archive}[role](role)
+            (self._archive if role == "pacs" else self._serve)(role)
         except BaseException:  # a child must never go on as its parent
             logging.getLogger(__name__).exception("role ended")
         finally:
@@ -113,13 +118,18 @@ class Site:
         serve.role(role, config, lambda _: (self.folder / f"{role}.ready").touch())
 
     def _archive(self, _: str) -> None:
+        from dicom_node.network.dimse import N_ACTION_RQ
+        from dicom_node.network.negotiation import COMMITMENT
         from dicom_node.scp import Scp
+        from dicom_node.scp.commitment import Provider
         from dicom_node.spool import Spool
 
         with Ledger(self.pacs.ledger_path) as ledger:
             spool = Spool(self.pacs.spool_dir, ledger, minimum_free_mb=1)
             spool.recover()
-            with Scp(self.pacs, spool, ledger):
+            asked = Provider(ledger, self.pacs).asked
+            served = {(N_ACTION_RQ, COMMITMENT): asked} if self.commits else {}
+            with Scp(self.pacs, spool, ledger, served):
                 signal.pause()
 
     def mind(self) -> None:
@@ -129,6 +139,16 @@ class Site:
             if ended:
                 self.died_at = self.died_at or time.monotonic()
                 self.start(role, faulty=False)
+
+    def look(self) -> None:
+        """Look at the list of studies in a session of its own, which the ledger remembers."""
+        with suppress(NodeError, OSError, http.client.HTTPException):
+            with Ledger(self.node.ledger_path) as ledger:
+                session = ledger.issue_token(access.SESSION, lifetime_s=60.0)
+            asked = http.client.HTTPConnection("127.0.0.1", self.node.http_port, timeout=2)
+            with closing(asked):
+                asked.request("GET", "/", headers={"Cookie": f"{access.COOKIE}={session}"})
+                asked.getresponse().read()
 
     def end(self) -> None:
         for child in self.children.values():
@@ -143,11 +163,12 @@ def one(seed: int, lamed: Any, protocols: Path) -> Run:
     fault = choose(random)
     run, begin = Run(seed, str(fault)), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="lamed-crash-", dir=_fast()))
-    site = Site(folder, fault, lamed, protocols)
+    commits = fault.place == "commitment" or random.random() < 0.5
+    site = Site(folder, fault, lamed, protocols, commits=commits)
     images = sample.series(shape=SHAPE, spacing_mm=SPACING_MM, seed=seed)
     paths = sample.write(images, folder / "sent")
     try:
-        for role in ("pacs", "scp", "worker"):
+        for role in ("pacs", "scp", "worker", "qa"):
             site.start(role)
         acknowledged = _send(site, paths)
         _settle(site, str(images[0].StudyInstanceUID), run)
@@ -170,6 +191,7 @@ def _send(site: Site, paths: Sequence[Path]) -> set[str]:
     deadline = time.monotonic() + PATIENCE_S
     while len(acknowledged) < len(paths) and time.monotonic() < deadline:
         site.mind()
+        site.look()
         left = [each for each in paths if str(each) not in acknowledged]
         counted: list[int] = []
         with suppress(NodeError):
@@ -184,6 +206,7 @@ def _settle(site: Site, study_uid: str, run: Run) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         site.mind()
+        site.look()
         with suppress(NodeError), Ledger(site.node.ledger_path) as ledger:
             study = ledger.study(study_uid)
             if study is not None and study.state in ENDED and _is_over(ledger, study_uid):

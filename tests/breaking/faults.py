@@ -36,22 +36,30 @@ class Fault:
         return f"{self.role}: {self.kind} {self.place} {self.number}"
 
 
+_LASTING = {
+    "locked": 3, "ledger full": 3, "no room": 2, "EIO": 2, "out of memory": 2, "refuse": 3,
+    "lose": 99,
+}  # fmt: skip
+
+
 def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
     """Give by role and place: whose function, its name, how often it is passed, what may happen."""
     from dicom_node import results, worker
-    from dicom_node.delivery import delivery
+    from dicom_node.delivery import delivery, proof
     from dicom_node.intake import Intake
     from dicom_node.jobs import Jobs
-    from dicom_node.ledger import Ledger
+    from dicom_node.ledger import Ledger, deliveries
+    from dicom_node.ledger.reading import Reading
     from dicom_node.network.upper_layer import Connection
+    from dicom_node.scp.commitment import Provider
     from dicom_node.scu import Session
     from dicom_node.spool import Spool
     from model import LaMed
 
-    disk = ("no room", "EIO")
+    disk, ledger = ("no room", "EIO"), ("locked", "ledger full")
     return {
         "scp": {
-            "commit": (DefaultDialect, "do_commit", 30, (*KILLS, "locked")),
+            "commit": (DefaultDialect, "do_commit", 30, (*KILLS, *ledger)),
             "write": (os, "writev", 6, (*KILLS, "half", "no room")),
             "fsync": (os, "fsync", 9, (*KILLS, *disk)),
             "rename": (os, "rename", 6, (*KILLS, *disk)),
@@ -63,9 +71,11 @@ def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
             "send": (delivery, "deliver", 1, KILLS),
             "sent one": (Session, "store", 2, KILLS),
             "record delivery": (Ledger, "record_delivery", 1, (*KILLS, "locked")),
+            "ask for proof": (proof, "seek", 1, KILLS),
+            "settle": (deliveries, "settle", 1, (*KILLS, "locked")),
         },
         "worker": {
-            "commit": (DefaultDialect, "do_commit", 8, (*KILLS, "locked")),
+            "commit": (DefaultDialect, "do_commit", 8, (*KILLS, *ledger)),
             "claim": (Jobs, "claim", 1, (*KILLS, "locked")),
             "read": (LaMed, "read", 1, (*KILLS, "segfault", "out of memory")),
             "interpret": (worker, "interpret", 1, KILLS),
@@ -74,9 +84,14 @@ def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
             "fsync": (os, "fsync", 8, (*KILLS, *disk)),
             "complete": (Jobs, "complete", 1, (*KILLS, "locked")),
         },
+        "qa": {
+            "commit": (DefaultDialect, "do_commit", 4, (*KILLS, *ledger)),
+            "page": (Reading, "studies", 4, KILLS),
+        },
         "pacs": {
             "associate": (Connection, "accept", 1, ("refuse", "hang", "close")),
             "store": (Spool, "store", 2, ("refuse", "hang", "close", "lose", *KILLS)),
+            "commitment": (Provider, "asked", 1, ("hang", "close", *KILLS)),
         },
     }  # fmt: skip
 
@@ -84,7 +99,7 @@ def places() -> dict[str, dict[str, tuple[Any, str, int, tuple[str, ...]]]]:
 def choose(random: Random) -> Fault:
     """Draw a fault; roles and places are drawn alike."""
     known = places()
-    role = random.choice(("scp", "scp", "worker", "worker", "pacs"))
+    role = random.choice(("scp", "scp", "scp", "worker", "worker", "worker", "pacs", "pacs", "qa"))
     place = random.choice(list(known[role]))
     _, _, most, kinds = known[role][place]
     return Fault(role, place, random.choice(kinds), random.randint(1, most))
@@ -110,7 +125,15 @@ def plant(fault: Fault, fired: Path) -> None:
 
 
 def _is_due(fault: Fault, count: int) -> bool:
-    lasting = {"locked": 3, "no room": 2, "EIO": 2, "out of memory": 2, "refuse": 3, "lose": 99}
+    lasting = {
+        "locked": 3,
+        "ledger full": 3,
+        "no room": 2,
+        "EIO": 2,
+        "out of memory": 2,
+        "refuse": 3,
+        "lose": 99,
+    }
     return fault.number <= count < fault.number + lasting.get(fault.kind, 1)
 
 
@@ -146,6 +169,11 @@ def _locked(_: Callable[[], Any], given: Any) -> None:
     raise OperationalError("COMMIT", None, sqlite3.OperationalError("database is locked"))
 
 
+def _ledger_full(_: Callable[[], Any], __: Any) -> None:
+    full = sqlite3.OperationalError("database or disk is full")
+    raise OperationalError("COMMIT", None, full)
+
+
 def _no_memory(_: Callable[[], Any], __: Any) -> None:
     import torch
 
@@ -178,6 +206,7 @@ _HAPPENS: dict[str, Callable[[Callable[[], Any], Any], Any]] = {
     "no room": _full,
     "EIO": _io,
     "locked": _locked,
+    "ledger full": _ledger_full,
     "segfault": lambda _, __: _die(signal.SIGSEGV),
     "out of memory": _no_memory,
     "refuse": _refuse,
