@@ -168,13 +168,15 @@ class Intake:
 
     def _enqueue(self, study: Study, decision: Decision, completion: Completion) -> None:
         missing = completion.missing(study)
-        told = f"incomplete: {missing} of {completion.expected} instances are missing"
-        planned = [_marked(each, told) if missing else each for each in decision.jobs]
+        short = f"{missing} of {completion.expected} instances are missing" if missing else ""
+        marked = f"incomplete: {short}"
+        planned = [_marked(each, marked) if missing else each for each in decision.jobs]
+        caveat = f"INCOMPLETE: {short}." if missing else ""
         for each in planned:
             self.ledger.event("study.routed", study_uid=study.study_uid, **_routed(each))
         self.jobs.enqueue_all(
             study.study_uid,
-            [_order(each) for each in planned],
+            [_order(each, caveat) for each in planned],
             model_digest=self.model_digest,
             seen=study.arrivals,
         )
@@ -210,7 +212,7 @@ def _routed(job: Planned) -> dict[str, Any]:
     return told
 
 
-def _order(job: Planned) -> Order:
+def _order(job: Planned, caveat: str) -> Order:
     return Order(
         job.protocol,
         job.sop_uids,
@@ -219,6 +221,7 @@ def _order(job: Planned) -> Order:
         job.window,
         job.rule,
         job.destinations,
+        caveat,
     )
 
 

@@ -58,6 +58,7 @@ def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
     manufacturer: str,
     shown: Sequence[Profile] = (GENERIC,),
     predecessors: Mapping[str, Predecessor] | None = None,
+    caveat: str = "",
     tell: Tell = lambda _: None,
 ) -> Reading:
     """Read one series: volume, answers, masks on the source grid, DICOM objects.
@@ -72,6 +73,8 @@ def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
         What the destinations can show; what all of them can, is made besides.
     predecessors
         The objects of an earlier job that these replace, by label.
+    caveat
+        What the drafts are to say of the images as a whole, such as that some are missing.
 
     Raises
     ------
@@ -100,6 +103,7 @@ def interpret(  # noqa: PLR0913 - a series, who reads it, and as which job
             created_at=created_at,
             profiles=profiles.once(shown),
             predecessors=predecessors,
+            caveat=caveat,
         )
     return Reading(
         protocol, source, lamed.card, tuple(answers), findings, masks,
@@ -202,6 +206,7 @@ class Worker:
             manufacturer=self._config.manufacturer,
             shown=profiles.of(self._config),
             predecessors=self._predecessors(job),
+            caveat=job.caveat,
             tell=lambda text: log.info("job.step", extra={"job": job.id, "step": text}),
         )
         folder = (self._config.results_dir / job.id).absolute()

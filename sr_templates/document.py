@@ -80,7 +80,8 @@ KEY_OBJECTS = Kind("key-objects", "key slices", 9007)
 class Document:
     """One job's sources and provenance; `sources[0]` has a header that is fit to inherit from.
 
-    `predecessors` are the objects of an earlier job that those of this one replace, by label.
+    `predecessors` are the objects of an earlier job that those of this one replace, by label;
+    `caveat` is what was wrong with the images as a whole, as a sentence: empty if nothing was.
     """
 
     protocol: Protocol
@@ -89,6 +90,7 @@ class Document:
     job_id: str
     created_at: datetime
     predecessors: Mapping[str, Predecessor] = field(default_factory=dict)
+    caveat: str = ""
 
     @classmethod
     def about(
@@ -212,17 +214,22 @@ class Document:
         *,
         label: str = "",
     ) -> Dataset:
-        """Make an SR of the tree at `root`: complete, unverified, preliminary (PS3.3 C.17.2)."""
+        """Make an SR of the tree at `root`: complete, unverified, preliminary (PS3.3 C.17.2).
+
+        With a caveat it is partial, and says why.
+        """
         made = self.sign(
             storage(
                 evidence=evidence,
                 content=root,
-                is_complete=True,
+                is_complete=not self.caveat,
                 is_final=False,
                 is_verified=False,
                 **self.modules(kind, label),
             )
         )
+        if self.caveat:
+            made.CompletionFlagDescription = foreign.line(self.caveat, LONG_STRING)
         before = self.predecessors.get(label or kind.name)
         if before:
             made.PredecessorDocumentsSequence = [_reference(before)]

@@ -43,6 +43,7 @@ SIDED = {
     ("64033007", "24028007"): Code("9846003", "SCT", "Right kidney"),
     ("64033007", "7771000"): Code("18639004", "SCT", "Left kidney"),
 }
+NOT_SEEN = "What the missing images show is not in this draft."
 NO_PRIORS = "No earlier exam was looked at: nothing is compared."
 MAXIMUM_TEXT = 4000  # characters of one answer
 SMALL_ML = 10  # below it, volumes are shown with two decimals
@@ -121,6 +122,8 @@ def _summary(document: Document, given: Mapping[str, Finding]) -> Iterator[hd.sr
     )
     if document.algorithm.untrained:
         yield _text(SUMMARY, NO_KNOWLEDGE)
+    if document.caveat:
+        yield _text(SUMMARY, f"{document.caveat} {NOT_SEEN}")
     asked = [each for each in document.protocol.questions if not each.target]
     open_ones = [each for each in asked if _is_open(each, given.get(each.id))]
     if open_ones:

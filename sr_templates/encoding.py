@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import highdicom as hd
@@ -35,6 +36,7 @@ def encode(  # noqa: PLR0913 - the job's facts, each by its name
     created_at: datetime,
     profiles: Sequence[Profile] = (GENERIC,),
     predecessors: Mapping[str, Predecessor] | None = None,
+    caveat: str = "",
 ) -> dict[str, Dataset]:
     """Write the answers as SEG, TID 1500 and TID 2000, and as what the profiles want besides.
 
@@ -55,6 +57,9 @@ def encode(  # noqa: PLR0913 - the job's facts, each by its name
         What the destinations can show. Each object is made once, however many want it.
     predecessors
         The objects of an earlier job that these replace, by label.
+    caveat
+        What was wrong with the images as a whole, as a sentence of up to 64 characters, such as
+        that some are missing: the reports are partial then, and say so first. Empty: nothing was.
 
     Returns
     -------
@@ -74,7 +79,8 @@ def encode(  # noqa: PLR0913 - the job's facts, each by its name
     with warnings.catch_warnings():
         # The header is the source's: what is odd in it is not ours to mend, nor news to the log.
         warnings.simplefilter("ignore", UserWarning)
-        document = Document.about(protocol, sources, algorithm, job_id, created_at, predecessors)
+        about = Document.about(protocol, sources, algorithm, job_id, created_at, predecessors)
+        document = replace(about, caveat=caveat)
         outlines = outline(ordered, document)
         made: dict[str, Dataset] = {}
         written: dict[str, Written] = {}

@@ -78,6 +78,7 @@ def encoded(
     text: str = "No.",
     without: Sequence[str] = (),
     profiles: Sequence[Profile] = (GENERIC,),
+    caveat: str = "",
 ) -> dict[str, Dataset]:
     """Encode a whole answered protocol."""
     sources, volume = stack(series(name) if instances is None else instances)
@@ -90,6 +91,7 @@ def encoded(
         image=volume,
         created_at=CREATED_AT,
         profiles=profiles,
+        caveat=caveat,
     )
 
 

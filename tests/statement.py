@@ -81,6 +81,7 @@ def made() -> dict[str, list[Dataset]]:
         matrix.case("", "mr_brain", [matrix.enhanced("mr_brain")], matrix.ALL),
         matrix.case("", "ct_abdomen", drafts.series("ct_abdomen"), matrix.FEW),
         matrix.case("", "ct_chest", drafts.series(), matrix.FEW, outlined=False),
+        matrix.case("", "ct_chest", drafts.series(), matrix.FEW, caveat=matrix.MISSING),
         matrix.dirty("", matrix._bare),
         matrix.dirty("", matrix._lossy),
     ):

@@ -130,6 +130,7 @@ def test_a_study_of_which_images_are_missing_is_read_in_the_end_and_says_so(
     (job,) = ledger.jobs(uid)
     assert job.series[0]["reason"].endswith("incomplete: 2 of 3 instances are missing")
     assert "incomplete: 2 of 3" in told(ledger, "study.routed")[0]["reason"]
+    assert job.caveat == "INCOMPLETE: 2 of 3 instances are missing."
 
 
 @pytest.mark.usefixtures("no_grace")

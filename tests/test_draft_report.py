@@ -7,6 +7,7 @@ from pydicom import Dataset
 
 from dicom_node.demo import sample
 from sr_templates import Code, Finding, as_text, encode, exam, source_images
+from sr_templates.plain_text import plain_text
 from sr_templates.profile import PROFILES
 from tests.drafts import (
     ALGORITHM,
@@ -85,6 +86,18 @@ def test_the_document_is_complete_unverified_and_preliminary() -> None:
         assert sr.VerificationFlag == "UNVERIFIED"
         assert sr.PreliminaryFlag == "PRELIMINARY"
         assert "VerifyingObserverSequence" not in sr
+
+
+def test_what_was_wrong_with_the_images_is_said_first_and_makes_the_reports_partial() -> None:
+    caveat = "INCOMPLETE: 2 of 3 instances are missing."
+    made = encoded(caveat=caveat)
+    for label in ("measurements", "draft"):
+        assert made[label].CompletionFlag == "PARTIAL"
+        assert made[label].CompletionFlagDescription == caveat
+    assert texts(made["draft"], "Summary")[1].startswith(caveat)
+    for text in (plain_text(made["draft"]), as_text(made["draft"])):
+        assert caveat in text
+        assert "PARTIAL" in text
 
 
 def test_every_question_is_there_with_its_answer_in_the_protocols_order() -> None:

@@ -56,6 +56,7 @@ class Order:
     window: str = ""  # in which it is read; empty: always
     rule: str = ""
     destinations: tuple[str, ...] = ()  # none: all
+    caveat: str = ""  # what its drafts are to say of the images as a whole
 
 
 def end(transaction: Transaction, job: Job, state: State, reason: str, kind: str = "") -> None:
@@ -152,6 +153,7 @@ def _waiting_as(transaction: Transaction, order: Order) -> dict[str, Any]:
         "not_before": None,
         "rule": order.rule,
         "destinations": json.dumps(list(order.destinations)),
+        "caveat": order.caveat,
     }
 
 

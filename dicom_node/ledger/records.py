@@ -65,6 +65,7 @@ class Job:
     rule: str = ""  # of the site that asked for it; empty: none
     destinations: tuple[str, ...] = ()  # that get its results; none: all
     lead: str = ""  # the first job of its round; empty: itself
+    caveat: str = ""  # what the drafts say of the images as a whole; empty: nothing
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ jobs = Table(
     Column("rule", String, nullable=False, server_default=""),  # of the site; empty: none
     Column("destinations", String, nullable=False, server_default="[]"),  # JSON; none: all
     Column("lead", String, nullable=False, server_default=""),  # the first job of its round
+    Column("caveat", String, nullable=False, server_default=""),  # of its images; empty: none
     Index("jobs_by_state", "state", "created_at"),
     Index("jobs_by_due", "state", "due_at"),
     Index("jobs_by_study", "study_uid"),

@@ -45,6 +45,7 @@ WANTED: Final = (
 )
 ALL: Final = (*PROFILES.values(), *WANTED)
 FEW: Final = tuple(PROFILES[name] for name in ("generic-pacs", "ohif", "legacy-pacs"))
+MISSING = "INCOMPLETE: 2 of 3 instances are missing."
 PATIENTS: Final[dict[str, tuple[str | list[str], str]]] = {
     "Japanese": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
     "Chinese": ("GB18030", "Wang^XiaoDong=王^小东"),
@@ -97,6 +98,7 @@ def cases(*, quick: bool = False) -> Iterator[Case]:
     yield dirty("ct_chest, nothing right", _everything)
     yield dirty("ct_chest, lossy compression", _lossy)
     yield case("ct_chest, nothing outlined", "ct_chest", series(), FEW, outlined=False)
+    yield case("ct_chest, images missing", "ct_chest", series(), FEW, caveat=MISSING)
     yield from real()
 
 
@@ -125,6 +127,7 @@ def case(
     words: str = "No.",
     outlined: bool = True,
     predecessors: Mapping[str, Predecessor] | None = None,
+    caveat: str = "",
 ) -> Case:
     """Encode a whole answered protocol for all profiles at once, as the worker does."""
     protocol = PROTOCOLS[name]
@@ -141,6 +144,7 @@ def case(
         created_at=CREATED_AT,
         profiles=profiles,
         predecessors=predecessors,
+        caveat=caveat,
     )
     if profiles == ALL:
         objects["record"] = encode_record(
