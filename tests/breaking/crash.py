@@ -86,6 +86,7 @@ class Site:
             quiet_s=1.2,
             lease_s=1.5,
             delivery_backoff_s=0.1,
+            delivery_attempts=5,
             network_timeout_s=1.5,
             proof_s=3.0,
             validate="off",
@@ -241,7 +242,9 @@ def _check(site: Site, images: Sequence[Any], acknowledged: set[str], run: Run) 
         for each in images:
             _check_image(each, stored.get(str(each.SOPInstanceUID)), run)
         study, jobs = ledger.study(study_uid), ledger.jobs(study_uid)
-        if study is None or study.state != "done":
+        # What a PACS says it has not, is sent again and in the end a dead letter.
+        ended = "failed" if run.fired and site.fault.kind == "lose" and site.commits else "done"
+        if study is None or study.state != ended:
             run.lost.append(f"the study is {study and (study.state, study.reason)}")
         done = [each for each in jobs if each.state == "done"]
         if len(done) != 1 or len(jobs) != 1:
