@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from . import routing
@@ -18,6 +19,7 @@ from .routing import Choice, Rule, deciding
 from .routing.deciding import Decision, Planned, Terms
 from .routing.rules import RuleBook
 from .ways_in import expectations
+from .ways_in.standing_orders import StandingOrders
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,10 @@ class Intake:
     book: RuleBook | None = None
     _terms: dict[tuple[str, int], Terms] = field(default_factory=dict, repr=False, compare=False)
 
+    @cached_property
+    def _orders(self) -> StandingOrders:
+        return StandingOrders(self.ledger)
+
     def run(self, stop: threading.Event) -> None:
         """Take studies in until told to stop."""
         pause_s = POLL_S
@@ -106,12 +112,13 @@ class Intake:
         studies = self.ledger.quiet_studies(
             self._shortest_s(), self.open_limit_s, now, grace_s=grace_s
         )
+        self._orders.forget({each.study_uid for each in studies})
         asked = {(each.study_uid, each.arrivals) for each in studies}
         for gone in self._terms.keys() - asked:
             del self._terms[gone]
         for study in studies:
             completion = self._completion(study, now)
-            if completion is not None:
+            if completion is not None and not self._is_on_its_way(study, now):
                 yield study, completion
 
     def _shortest_s(self) -> float:
@@ -135,8 +142,17 @@ class Intake:
                 return Completion("expected", expected)
         elif expected is None and quiet_s >= patience_s:
             return Completion("quiet")
-        limit = (now - study.opened_at).total_seconds() >= self.open_limit_s
-        return Completion("limit", expected) if limit else None
+        return Completion("limit", expected) if self._is_open_too_long(study, now) else None
+
+    def _is_open_too_long(self, study: Study, now: datetime) -> bool:
+        return (now - study.opened_at).total_seconds() >= self.open_limit_s
+
+    def _is_on_its_way(self, study: Study, now: datetime) -> bool:
+        """Tell whether the rules have more of a study fetched, which nobody waits for for ever."""
+        if study.complete_requested or self._is_open_too_long(study, now):
+            return False
+        source = self._terms_of(study).fetch
+        return bool(source) and self._orders.pending(study, source)
 
     def _terms_of(self, study: Study) -> Terms:
         """Tell what the rules say of a study as it is now; looked up once until more comes."""

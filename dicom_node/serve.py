@@ -284,7 +284,8 @@ def rulebook(config: Config, known: "Mapping[str, Protocol]") -> "RuleBook | Non
 
     if not config.rules:
         return None
-    return read(Path(config.rules), list(known), config.destinations)
+    sources = [each.name for each in config.sources]
+    return read(Path(config.rules), list(known), config.destinations, sources)
 
 
 def trial(config: Config) -> "Trial":

@@ -60,6 +60,7 @@ class Terms:
 
     quiet_s: float | None = None  # None: as the settings have it
     expected: int | None = None  # instances; None: it is not said
+    fetch: str = ""  # source that is asked before for what else it has; empty: none
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def terms(series: Sequence[SeriesSummary], book: RuleBook | None) -> Terms:
     fits = [each for each in _fitting(series, book)[0] if each.rule.action == "read"]
     quiet = [each.rule.quiet_s for each in fits if each.rule.quiet_s is not None]
     expected = [count for each in fits if (count := _expected(each)) is not None]
-    return Terms(max(quiet, default=None), max(expected, default=None))
+    fetch = next((each.rule.fetch for each in fits if each.rule.fetch), "")
+    return Terms(max(quiet, default=None), max(expected, default=None), fetch)
 
 
 def _expected(fit: _Fit) -> int | None:

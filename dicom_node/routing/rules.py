@@ -11,6 +11,7 @@
     window = "19:00-06:00" # in which what is off-peak is read
     quiet_s = 10           # seconds without a new instance until the study is complete
     expected = "ImagesInAcquisition"      # or a number: complete as soon as so many are there
+    fetch = "archive"      # of [[sources]]: what else it has of the study is fetched before
     destinations = ["PACS@192.0.2.5:104"] # of the settings; without, all of them
     action = "read"        # ignore: these series are left out; refuse: the study waits for a person
 
@@ -30,6 +31,7 @@ import difflib
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -64,6 +66,7 @@ class SiteRule:
     window: str = ""
     quiet_s: float | None = None  # None: as the settings have it
     expected: Quantity | None = None  # None: it is not said how many will come
+    fetch: str = ""  # source that has more of the study; empty: none is asked
     destinations: tuple[str, ...] = ()  # as the ledger writes them; none: all
     only: Condition | None = None
     prefer: tuple[Preference, ...] = ()
@@ -91,12 +94,17 @@ class RuleBook:
         return frozenset().union(*(each.names for each in self.rules)) - {*FACTS}
 
 
-def read(path: Path, protocols: Sequence[str], destinations: Sequence[Destination]) -> RuleBook:
+def read(
+    path: Path,
+    protocols: Sequence[str],
+    destinations: Sequence[Destination],
+    sources: Sequence[str] = (),
+) -> RuleBook:
     """Read a file of rules.
 
     Parameters
     ----------
-    protocols, destinations
+    protocols, destinations, sources
         Those that a rule may name.
 
     Raises
@@ -111,14 +119,12 @@ def read(path: Path, protocols: Sequence[str], destinations: Sequence[Destinatio
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     try:
-        return _book(told, protocols, destinations)
+        return _book(told, partial(_Row, protocols, destinations, sources))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _book(
-    told: dict[str, Any], protocols: Sequence[str], destinations: Sequence[Destination]
-) -> RuleBook:
+def _book(told: dict[str, Any], of: "Callable[[Any], _Row]") -> RuleBook:
     _known(told, ("match", "otherwise", "rules"))
     rows = told.get("rules", [])
     if not isinstance(rows, list) or not rows or len(rows) > MOST_RULES:
@@ -127,7 +133,7 @@ def _book(
     for number, row in enumerate(rows, 1):
         name = row.get("name") if isinstance(row, dict) else None
         try:
-            rules.append(_Row(row, protocols, destinations).rule())
+            rules.append(of(row).rule())
         except ConfigError as error:
             which = repr(name) if isinstance(name, str) else "without a name"
             raise ConfigError(f"rule {number}, {which}: {error}") from error
@@ -151,6 +157,7 @@ FIELDS: Final = (
     "window",
     "quiet_s",
     "expected",
+    "fetch",
     "destinations",
     "series",
 )
@@ -160,9 +167,10 @@ FIELDS: Final = (
 class _Row:
     """One table [[rules]], being checked."""
 
-    row: Any
     protocols: Sequence[str]
     destinations: Sequence[Destination]
+    sources: Sequence[str]
+    row: Any
 
     def rule(self) -> SiteRule:
         if not isinstance(self.row, dict):
@@ -177,6 +185,7 @@ class _Row:
             window=self._window(),
             quiet_s=self._quiet_s(),
             expected=self._expected(),
+            fetch=self._fetch(),
             destinations=tuple(self._destinations()),
             **self._series(),
         )
@@ -203,6 +212,13 @@ class _Row:
                 )
             else:
                 yield each
+
+    def _fetch(self) -> str:
+        name = self.row.get("fetch", "")
+        if name and name not in self.sources:
+            known = ", ".join(self.sources) or "there is none"
+            raise ConfigError(f"fetch must be a source of the settings ({known}), not {name!r}")
+        return str(name)
 
     def _destinations(self) -> Iterator[str]:
         for name in _texts("destinations", self.row.get("destinations", [])):
