@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from commands import short_protocols, tamper
+from syslog_receiver import SyslogReceiver
 
 from dicom_node.__main__ import main
 from dicom_node.commands import check
@@ -28,7 +29,7 @@ LOOKS = [
     "protocols",
     "profiles",
 ]
-LOOKS += ["validator", "checkpoint", "device"]
+LOOKS += ["validator", "checkpoint", "device", "audit"]
 Look = Callable[..., dict[str, Finding]]
 
 
@@ -209,6 +210,16 @@ def test_a_peer_answers_is_down_or_is_somebody_else(look: Look, scp: Scp) -> Non
     assert (other.ok, other.exit_code, down.ok, down.exit_code) == (False, 4, False, 4)
     assert "Called AE title not recognised" in other.detail
     assert "cannot be reached: Connection refused" in down.detail
+
+
+def test_the_receiver_of_audit_messages_answers_or_is_down(look: Look) -> None:
+    with SyslogReceiver() as receiver:
+        url = f"tcp://127.0.0.1:{receiver.port}"
+        assert look(audit_syslog=url)["audit"].detail.endswith(f"{url} takes connections")
+    found = look(audit_syslog=url)["audit"]
+    assert (found.ok, found.exit_code) == (False, 4)
+    assert found.detail.startswith(f"audit receiver {url}: ")
+    assert "never answers" in look(audit_syslog="udp://127.0.0.1:514")["audit"].detail
 
 
 def test_the_names_of_our_packages_are_ours_alone() -> None:

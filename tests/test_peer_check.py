@@ -18,11 +18,14 @@ from pynetdicom.sop_class import (
     CTImageStorage,
     StorageCommitmentPushModel,
     StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
     Verification,
 )
 
 from dicom_node.commands import peer_check
 from dicom_node.config import Config, Destination
+from dicom_node.config.sources import Source
 from dicom_node.errors import PeerError
 from dicom_node.ledger import Ledger
 from dicom_node.scp import Scp
@@ -186,3 +189,20 @@ def test_a_clock_that_is_wrong_is_told(config: Config, ahead_s: float, told: str
         said = wrong(config, peer)
     assert told in said
     assert "its clock is 7" in said
+
+
+def test_a_source_finds_and_sends_or_is_said_not_to(config: Config) -> None:
+    get = StudyRootQueryRetrieveInformationModelGet
+    with pacs(Verification, FINDS, get) as peer:
+        told = "; ".join(peer_check.source(config, Source("ARCHIVE", peer, "c-get")))
+        assert told == "finds studies and sends them by c-get"
+        with pytest.raises(PeerError, match=r"does not serve .* - MOVE"):
+            list(peer_check.source(config, Source("ARCHIVE", peer, "c-move")))
+    with pytest.raises(PeerError, match="nothing listens there"):
+        list(peer_check.source(config, Source("ARCHIVE", peer, "c-get")))
+
+
+def test_a_source_that_moves_must_know_us(config: Config) -> None:
+    with pacs(FINDS, StudyRootQueryRetrieveInformationModelMove) as peer:
+        told = "; ".join(peer_check.source(config, Source("ARCHIVE", peer, "c-move")))
+    assert told.endswith(f"it must know LAMED at port {config.dicom_port}")

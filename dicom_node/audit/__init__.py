@@ -11,7 +11,7 @@ The ledger is the audit log of the node; these messages carry it to where a hosp
 of all its systems. Knows the ledger; must not know associations, spool or model.
 """
 
-from .relay import places, run
+from .relay import places, reach, run
 from .store import forget
 
-__all__ = ["forget", "places", "run"]
+__all__ = ["forget", "places", "reach", "run"]

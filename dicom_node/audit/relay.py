@@ -171,6 +171,31 @@ def _sender(config: Config) -> Place:
     return Place("audit.syslog", put, close)
 
 
+def reach(config: Config) -> Iterator[str]:
+    """Say where audit messages go, and that it is there.
+
+    Raises
+    ------
+    ConfigError, PeerError
+        ``audit_syslog`` is none of the forms that it may have, or nobody answers there.
+    """
+    if config.audit_store:
+        yield f"kept as files in {config.audit_dir}"
+    if not config.audit_syslog:
+        return
+    receiver = syslog.Receiver.parse(config.audit_syslog)
+    if receiver.transport == "udp":
+        yield f"sent to {config.audit_syslog}, which never answers"
+        return
+    context = tls.client_context(config) if receiver.transport == "tls" else None
+    link = syslog.Link(receiver, context, config.network_timeout_s)
+    try:
+        link.send([])
+    finally:
+        link.close()
+    yield f"{config.audit_syslog} takes connections"
+
+
 @contextmanager
 def _alone(config: Config, place: Place) -> Iterator[None]:
     """Be the only process that tells this place; raises `Unavailable`."""

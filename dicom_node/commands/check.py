@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dicom_node import config as settings
 from dicom_node.config import Config, Destination
+from dicom_node.config.sources import Source
 from dicom_node.errors import ConfigError, NodeError, Unavailable
 from dicom_node.serve import checkpoint_digest, checkpoint_folder, protocols
 from dicom_node.supervisor import announced
@@ -48,10 +49,14 @@ def run(path: Path | None) -> list[Finding]:
         _validator,
         _checkpoint,
         _device,
+        _audit,
     )
     findings = [_look(each.__name__.strip("_"), partial(each, config)) for each in looks]
     peers = [_look(f"peer {each}", partial(_peer, config, each)) for each in config.destinations]
-    return findings + peers
+    asked = [
+        _look(f"source {each.name}", partial(_source, config, each)) for each in config.sources
+    ]
+    return findings + peers + asked
 
 
 def describe(findings: list[Finding]) -> str:
@@ -224,6 +229,18 @@ def _device(config: Config) -> Iterator[str]:
         yield describe_device(config.device, config.dtype)
     except ModelError as error:
         raise Unavailable(str(error)) from error
+
+
+def _audit(config: Config) -> Iterator[str]:
+    from dicom_node import audit
+
+    yield from audit.reach(config)
+
+
+def _source(config: Config, source: Source) -> Iterator[str]:
+    from . import peer_check
+
+    yield from peer_check.source(config, source)
 
 
 def _peer(config: Config, peer: Destination) -> Iterator[str]:

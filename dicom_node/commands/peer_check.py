@@ -14,11 +14,13 @@ from typing import Final
 
 from dicom_node import scu
 from dicom_node.config import Config, Destination
+from dicom_node.config.sources import Source
 from dicom_node.delivery import proof
 from dicom_node.errors import NodeError, PeerError
 from dicom_node.network import outgoing
 from dicom_node.network.requestor import CALLED_UNKNOWN, CALLING_UNKNOWN, Offer, Rejected
 from dicom_node.scu import stow
+from dicom_node.ways_in.fetching import GET, MOVE
 
 SKEW_S: Final = 60.0  # from which clocks that differ are told
 PROBE_S: Final = 5.0
@@ -58,6 +60,27 @@ def _peer(config: Config, destination: Destination) -> Iterator[str]:
     if refused:
         yield f"it does not take {', '.join(refused)}: choose a profile without"
     yield from _proof(config, destination, known)
+
+
+def source(config: Config, source: Source) -> Iterator[str]:
+    """Say how a source is that studies are fetched from; raises as `look`."""
+    if source.peer.url:
+        yield from _web(config, replace(source.peer, proof="query"))
+        return
+    retrieve = GET if source.method == "c-get" else MOVE
+    offers = [Offer(each, outgoing.SYNTAXES) for each in (scu.STUDY_ROOT_FIND, retrieve)]
+    try:
+        caller = scu.Caller.of(config, source.peer)
+        with scu.session(source.peer, offers, caller) as opened:
+            refused = [each.abstract_syntax for each in offers if not _takes(opened, each)]
+    except PeerError as error:
+        raise PeerError(f"{error}{_advice(config, source.peer, error)}") from error
+    if refused:
+        raise PeerError(f"{source} does not serve {', '.join(map(outgoing.name, refused))}")
+    yield f"finds studies and sends them by {source.method}"
+    if retrieve == MOVE:
+        us = f"{config.ae_title} at port {config.dicom_port}"
+        yield f"to send them here it must know {us}"
 
 
 def _takes(opened: scu.Session, offer: Offer) -> bool:
