@@ -47,6 +47,7 @@ class Pacs:
     forgets: bool = False  # says that it commits to all, and names all but one
     finds: bool = False
     status: int = 0x0000
+    answer: int = 0x0000  # to being asked to commit
     us: int = 0  # our port, for a report on a new association
     stored: dict[str, Any] = field(default_factory=dict)
     asked: list[Dataset] = field(default_factory=list)
@@ -87,7 +88,7 @@ class Pacs:
             thread = threading.Thread(target=target, args=(event.assoc, event.action_information))
             self.threads.append(thread)
             thread.start()
-        return 0x0000, None
+        return self.answer, None
 
     def _established(self, event: Any) -> None:
         if self.report == "kept" and self.asked:
@@ -181,6 +182,20 @@ def test_what_is_held_here_is_not_proven_to_be_there(
         assert delivery.deliver(ledger, config, only(ledger, job_id))
     assert only(ledger, job_id).state == "delivered"
     assert not deliveries.proven(ledger, job_id)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_peer_that_refuses_to_be_asked_is_told_and_asked_again(
+    ledger: Ledger, config: Config, finish: Finish
+) -> None:
+    peer = Pacs(report="kept", answer=0x0110)
+    with peer.up() as address:
+        job_id = finish(address)
+        assert delivery.deliver(ledger, config, only(ledger, job_id))
+    assert only(ledger, job_id).state == "sent"
+    (told,) = [each for each in ledger.events() if each.kind == "delivery.proof_failed"]
+    assert told.data["destination"] == str(address)
+    assert "0x0110" in told.data["reason"]
 
 
 @pytest.mark.usefixtures("impatient")

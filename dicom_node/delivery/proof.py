@@ -90,7 +90,13 @@ def seek(case: Case, opened: scu.Session) -> None:
             case.settle("delivered", FOUND)
     except NodeError as error:
         # What is stored is stored: the proof is another matter, and is asked for again.
-        log.info("proof.failed", extra={"to": str(case.destination), "reason": str(error)})
+        case.ledger.event(
+            "delivery.proof_failed",
+            study_uid=case.delivery.study_uid,
+            job_id=case.delivery.job_id,
+            destination=case.delivery.destination,
+            reason=str(error),
+        )
     if case.waits:
         _look_later(case)
 
