@@ -8,8 +8,12 @@ not surely right is refused with a reason.
 
 import itertools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -26,12 +30,12 @@ from pydicom.uid import (
     LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
 )
-from pydicom.valuerep import format_number_as_ds
 
 from dicom_node.errors import UnusableSeries
 
 from .geometry import Grid, Plane, regular_grid
-from .pixels import Instance, Stored, foreign_header, open_instance
+from .headers import Headers, macro
+from .pixels import LAYOUT, Instance, Stored, foreign_header, open_instances, shared
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,33 @@ REQUIRED: Final = (
 NAMED: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
 """What the results refer to; only the last two have their own reasons to be missing."""
 
+ALIKE: Final = frozenset(
+    {
+        *LAYOUT,
+        "FrameOfReferenceUID",
+        "FrameType",
+        "ImageOrientationPatient",
+        "ImageType",
+        "Modality",
+        "PatientID",
+        "PerFrameFunctionalGroupsSequence",
+        "PhotometricInterpretation",
+        "PixelPaddingRangeLimit",
+        "PixelPaddingValue",
+        "PixelSpacing",
+        "RescaleIntercept",
+        "RescaleSlope",
+        "SOPClassUID",
+        "SeriesInstanceUID",
+        "SharedFunctionalGroupsSequence",
+        "StudyInstanceUID",
+    }
+)
+"""All that is read of a header but for the name and the place of its instance. Of instances that
+have this in common, to the last byte, only the first is asked for it."""
+
+THREADS: Final = min(4, os.cpu_count() or 1)
+
 MOST_VOXELS: Final = 1 << 31
 """8 GB of float32; a whole body of 2,000 slices with 1,024 x 1,024 pixels fits."""
 
@@ -80,17 +111,26 @@ class SourceVolume:
     image
         float32 (slices, rows, columns) in modality units (HU for CT), axes foot to head, anterior
         to posterior, right to left; of an oblique series the axes nearest to these.
-    sources
-        Headers without pixels, in source slice order; one if the series is one multi-frame
-        instance. Positions and directions are those of the regular grid, free of the rounding
-        that they were sent with, so that what is drawn on the grid refers to its slices.
     grid
         Shape and affine of the slices as they were sent.
+    headers
+        What `sources` are made of.
     """
 
     image: hd.Volume
-    sources: list[Dataset]
     grid: hd.VolumeGeometry
+    headers: Headers
+
+    @cached_property
+    def sources(self) -> list[Dataset]:
+        """Headers without pixels, in source slice order, made when they are first asked for.
+
+        One if the series is one multi-frame instance. Positions and directions are those of the
+        regular grid, free of the rounding that they were sent with, so that what is drawn on the
+        grid refers to its slices.
+        """
+        with foreign_header("broken-header"):
+            return self.headers.straight()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -123,14 +163,14 @@ def load(instances: Sequence[Path | Dataset]) -> SourceVolume:
         illegal-uid, no-geometry, no-rescale, broken-header, too-large.
     """
     with foreign_header("broken-header"):
-        opened = _once([open_instance(each) for each in instances])
+        opened = _once(open_instances(instances, ALIKE))
         _check_series(opened)
         for each in opened:
             _check_names(each)
             _check_image(each)
         _check_size(opened)
-        frames = [_Frame(each, index) for each in opened for index in range(each.frame_count)]
-        planes = [_plane(each) for each in frames]
+        frames = _frames(opened)
+        planes = [each.plane for each in frames]
     grid = regular_grid(planes)
     image = _blank(grid, planes[0].frame_of_reference_uid)
     source = hd.VolumeGeometry(
@@ -141,9 +181,8 @@ def load(instances: Sequence[Path | Dataset]) -> SourceVolume:
     places = np.argsort(grid.order)
     with foreign_header("broken-header"):
         _fill([slices[place] for place in places], frames)
-        sources = _straight(frames, grid)
     log.info("volume.loaded", extra={"shape": image.spatial_shape, "spacing_mm": image.spacing})
-    return SourceVolume(image, sources, source)
+    return SourceVolume(image, source, Headers([each.read for each in opened], grid))
 
 
 @dataclass(frozen=True)
@@ -152,37 +191,94 @@ class _Frame:
 
     instance: Instance
     index: int
+    first: "_Frame | None" = None
+    """That of the instance that this one's is like; None: it is a first."""
 
     def macro(self, sequence: str) -> Dataset:
-        """Return what holds the attributes of a functional group, empty if there is none.
-
-        In a classic image that is the header itself (PS3.3 C.7.6.16.1.1).
-        """
-        header = self.instance.header
-        if "PerFrameFunctionalGroupsSequence" not in header:
-            return header
-        groups = [header.PerFrameFunctionalGroupsSequence[self.index]]
-        groups += header.get("SharedFunctionalGroupsSequence") or []
-        return next((each[sequence][0] for each in groups if each.get(sequence)), Dataset())
+        """Return what holds the attributes of a functional group, empty if there is none."""
+        return macro(self.instance.header, self.index, sequence)
 
     def numbers(self, sequence: str, keyword: str, count: int) -> tuple[float, ...]:
         """Return an attribute of exactly `count` finite numbers."""
         try:
-            values = tuple(float(each) for each in self.macro(sequence)[keyword].value)
+            found = (
+                self.macro(sequence)[keyword].value
+                if self.first is None
+                else self.instance.get(keyword)
+            )
+            values = tuple(float(each) for each in found)
         except (KeyError, TypeError, ValueError):
             values = ()
-        if len(values) != count or not np.isfinite(values).all():
+        if len(values) != count or not all(map(math.isfinite, values)):
             raise UnusableSeries(
                 "no-geometry", f"{keyword} of {self.instance.uid} is not {count} numbers"
             )
         return values
+
+    @property
+    def plane(self) -> Plane:
+        """Return where it lies; refuse what is no slice of a stack."""
+        plane = self._first_plane
+        if self.first is None:
+            return plane
+        position = self.numbers("PlanePositionSequence", "ImagePositionPatient", 3)
+        return replace(plane, position=position)
+
+    @shared
+    def _first_plane(self) -> Plane:
+        header = self.instance.header
+        kind = self.macro(f"{header.Modality}ImageFrameTypeSequence").get("FrameType") or ()
+        if "LOCALIZER" in (*kind, *(header.get("ImageType") or ())):
+            raise UnusableSeries("localizer", f"{self.instance.uid} is a localizer")
+        spacing = self.numbers("PixelMeasuresSequence", "PixelSpacing", 2)
+        if min(spacing) <= 0:
+            raise UnusableSeries("no-geometry", f"pixels of {spacing} mm in {self.instance.uid}")
+        return Plane(
+            position=self.numbers("PlanePositionSequence", "ImagePositionPatient", 3),
+            cosines=self.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+            spacing_mm=spacing,
+            shape=self.instance.shape,
+            frame_of_reference_uid=str(header.get("FrameOfReferenceUID") or ""),
+        )
+
+    @shared
+    def rescale(self) -> tuple[float, float]:
+        """Return slope and intercept (PS3.3 C.11.1.1.2); without them values are as stored."""
+        macro = self.macro("PixelValueTransformationSequence")
+        try:
+            slope = float(1 if macro.get("RescaleSlope") is None else macro.RescaleSlope)
+            intercept = float(macro.get("RescaleIntercept") or 0)
+        except (TypeError, ValueError) as error:
+            raise UnusableSeries("no-rescale", f"in {self.instance.uid}: {error}") from error
+        if slope == 0:
+            raise UnusableSeries("no-rescale", f"the slope is 0 in {self.instance.uid}")
+        return slope, intercept
+
+    @shared
+    def padding(self) -> list[int] | None:
+        """Return the limits of what is padding (PS3.3 C.7.5.1.1.2); None if there is none."""
+        header = self.instance.header
+        value = header.get("PixelPaddingValue")
+        return None if value is None else [value, header.get("PixelPaddingRangeLimit", value)]
+
+
+def _frames(opened: Sequence[Instance]) -> list[_Frame]:
+    firsts: dict[Instance | None, _Frame] = {
+        each.first: _Frame(each.first, 0) for each in opened if each.first is not None
+    }
+    return [
+        _Frame(each, index, firsts.get(each.first))
+        for each in opened
+        for index in range(each.frame_count)
+    ]
 
 
 def _once(opened: Sequence[Instance]) -> list[Instance]:
     """Drop repeats of the same instance."""
     kept: dict[str, Instance] = {}
     for each in opened:
-        if kept.setdefault(each.uid, each).header != each.header:
+        known = kept.setdefault(each.uid, each)
+        if known is not each and known.header != each.header:
             raise UnusableSeries("duplicate-position", f"two different instances are {each.uid}")
     return list(kept.values())
 
@@ -190,12 +286,13 @@ def _once(opened: Sequence[Instance]) -> list[Instance]:
 def _check_series(opened: Sequence[Instance]) -> None:
     if not opened:
         raise UnusableSeries("too-few-slices", "there is no instance")
-    for each in opened:
+    firsts = list(dict.fromkeys(each.first or each for each in opened))
+    for each in firsts:
         if each.header.get("SOPClassUID") not in CLASSES:
             kind = UID(each.header.get("SOPClassUID", "")).name or "no SOP class"
             raise UnusableSeries("unsupported-class", f"expected CT or MR images, got {kind}")
     for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
-        if len({each.header.get(keyword) for each in opened}) > 1:
+        if len({each.header.get(keyword) for each in firsts}) > 1:
             raise UnusableSeries("two-series", f"the instances differ in {keyword}")
     if len(opened) > 1 and any(each.frame_count > 1 for each in opened):
         raise UnusableSeries(
@@ -203,13 +300,18 @@ def _check_series(opened: Sequence[Instance]) -> None:
         )
 
 
+def _asked(instance: Instance, keywords: Iterable[str]) -> list[str]:
+    """Leave out what was asked of the first instance that this one is like."""
+    return [each for each in keywords if instance.first is None or each not in ALIKE]
+
+
 def _check_names(instance: Instance) -> None:
     """Refuse UIDs that are none (PS3.5 9.1).
 
     Results that refer to them would be invalid, and lead nowhere if the UIDs were mended.
     """
-    for keyword in NAMED:
-        value = str(instance.header.get(keyword) or "")
+    for keyword in _asked(instance, NAMED):
+        value = str(instance.get(keyword) or "")
         if not UID(value).is_valid and (value or keyword in NAMED[:2]):
             raise UnusableSeries(
                 "illegal-uid",
@@ -220,10 +322,12 @@ def _check_names(instance: Instance) -> None:
 
 def _check_image(instance: Instance) -> None:
     """Refuse what is no plain grey slice of the patient."""
-    header = instance.header
-    for keyword in REQUIRED:
-        if header.get(keyword) in (None, ""):
+    for keyword in _asked(instance, REQUIRED):
+        if instance.get(keyword) in (None, ""):
             raise UnusableSeries("not-an-image", f"{keyword} is missing in {instance.uid}")
+    if instance.first is not None:
+        return
+    header = instance.header
     if header.SamplesPerPixel != 1 or not header.PhotometricInterpretation.startswith("MONO"):
         raise UnusableSeries(
             "colour", f"{instance.uid} is {header.PhotometricInterpretation}, not grey"
@@ -254,23 +358,6 @@ def _check_size(opened: Sequence[Instance]) -> None:
         each.check_length()
 
 
-def _plane(frame: _Frame) -> Plane:
-    header = frame.instance.header
-    kind = frame.macro(f"{header.Modality}ImageFrameTypeSequence").get("FrameType") or ()
-    if "LOCALIZER" in (*kind, *(header.get("ImageType") or ())):
-        raise UnusableSeries("localizer", f"{frame.instance.uid} is a localizer")
-    spacing = frame.numbers("PixelMeasuresSequence", "PixelSpacing", 2)
-    if min(spacing) <= 0:
-        raise UnusableSeries("no-geometry", f"pixels of {spacing} mm in {frame.instance.uid}")
-    return Plane(
-        position=frame.numbers("PlanePositionSequence", "ImagePositionPatient", 3),
-        cosines=frame.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6),
-        spacing_mm=spacing,
-        shape=(int(header.Rows), int(header.Columns)),
-        frame_of_reference_uid=str(header.get("FrameOfReferenceUID") or ""),
-    )
-
-
 def _blank(grid: Grid, frame_of_reference_uid: str) -> hd.Volume:
     """Return an image without values yet, turned to the model's orientation."""
     turned = hd.VolumeGeometry(grid.affine, grid.shape, "PATIENT").to_patient_orientation(
@@ -291,85 +378,50 @@ def _fill(slices: Sequence[Values], frames: Sequence[_Frame]) -> None:
     there. It becomes the lowest value that was measured in the series: darker than all, yet no
     stretch of the range that percentiles and minima see.
     """
-    floor, padded = np.inf, []
+    pairs = list(zip(slices, frames, strict=True))
+    # Foreign decoders are not asked by several threads at once; one instance is read by one.
+    several = all(each.index == 0 and each.instance.native for each in frames)
+    share = -(-len(pairs) // THREADS) if several else len(pairs)
+    shares = [pairs[begin : begin + share] for begin in range(0, len(pairs), share)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        padded = [each for found in pool.map(_decode, shares) for each in found]
+    if padded:
+        floor = min(np.fmin.reduce(each, axis=None, initial=np.inf) for each in slices)
+        for target in padded:
+            target[np.isnan(target)] = floor if np.isfinite(floor) else 0
+
+
+def _decode(pairs: Sequence[tuple[Values, _Frame]]) -> list[Values]:
+    """Decode frames into their slices, NaN where padding is; return the slices with any."""
+    padded = []
+    room = bytearray(pairs[0][0].nbytes)  # for any frame: pixels have at most 32 bits
     stored = itertools.chain.from_iterable(
-        frame.instance.frames() for frame in frames if frame.index == 0
+        frame.instance.frames(room) for _, frame in pairs if frame.index == 0
     )
-    for target, frame, values in zip(slices, frames, stored, strict=True):
-        _convert(target, values, frame)
-        padding = _padding(values, frame.instance.header)
-        if padding is None:
-            floor = min(floor, target.min())
-        else:
-            floor = target.min(where=~padding, initial=floor)
+    for (target, frame), values in zip(pairs, stored, strict=True):
+        padding = _convert(target, values, frame)
+        if padding is not None:
             target[padding] = np.nan
             padded.append(target)
-    for target in padded:
-        target[np.isnan(target)] = floor if np.isfinite(floor) else 0
+    return padded
 
 
-def _convert(target: Values, stored: Stored, frame: _Frame) -> None:
-    """Write a frame in modality units (PS3.3 C.11.1.1.2); without a rescale they are as stored."""
-    macro = frame.macro("PixelValueTransformationSequence")
-    try:
-        slope = float(1 if macro.get("RescaleSlope") is None else macro.RescaleSlope)
-        intercept = float(macro.get("RescaleIntercept") or 0)
-    except (TypeError, ValueError) as error:
-        raise UnusableSeries("no-rescale", f"in {frame.instance.uid}: {error}") from error
-    if slope == 0:
-        raise UnusableSeries("no-rescale", f"the slope is 0 in {frame.instance.uid}")
+def _convert(target: Values, stored: Stored, frame: _Frame) -> NDArray[np.bool_] | None:
+    """Write a frame in modality units; tell which pixels are padding, None if none is."""
+    slope, intercept = frame.rescale
+    padding = _padding(stored, frame)
     target[...] = frame.instance.significant(stored)
     if slope != 1:
         target *= slope
     if intercept:
         target += intercept
+    return padding
 
 
-def _padding(stored: Stored, header: Dataset) -> NDArray[np.bool_] | None:
-    """Tell which pixels are padding (PS3.3 C.7.5.1.1.2); None if none is."""
-    value = header.get("PixelPaddingValue")
-    if value is None:
+def _padding(stored: Stored, frame: _Frame) -> NDArray[np.bool_] | None:
+    if frame.padding is None:
         return None
-    limits = [value, header.get("PixelPaddingRangeLimit", value)]
     # Signed pixels with an unsigned padding value are common: compare the bits, not the numbers.
-    low, high = sorted(np.array(limits, np.int64).astype(stored.dtype))
+    low, high = sorted(np.array(frame.padding, np.int64).astype(stored.dtype))
     padding: NDArray[np.bool_] = (stored >= low) & (stored <= high)
     return padding if padding.any() else None
-
-
-def _straight(frames: Sequence[_Frame], grid: Grid) -> list[Dataset]:
-    """Return the headers in slice order, lying exactly on the grid.
-
-    A SEG's frame refers to a source slice where both lie within 0.001 mm, and all directions must
-    be the same to the last digit; sources rounded to 0.01 mm would lose their references.
-    """
-    cosines = _decimal(grid.cosines)
-    for place, index in enumerate(grid.order):
-        position = frames[index].macro("PlanePositionSequence")
-        position.ImagePositionPatient = _decimal(grid.position(place))
-        frames[index].macro("PlaneOrientationSequence").ImageOrientationPatient = cosines
-    headers = [frames[index].instance.header for index in grid.order]
-    if "PerFrameFunctionalGroupsSequence" in headers[0]:
-        for sequence in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-            _share(frames[0], sequence)
-        return headers[:1]
-    for each in headers:
-        each.PixelSpacing = headers[0].PixelSpacing
-    return headers
-
-
-def _share(frame: _Frame, sequence: str) -> None:
-    """Move a functional group that is the same for all frames to where readers look for it."""
-    header = frame.instance.header
-    item = frame.macro(sequence)
-    for group in header.PerFrameFunctionalGroupsSequence:
-        if sequence in group:
-            del group[sequence]
-    if not header.get("SharedFunctionalGroupsSequence"):
-        header.SharedFunctionalGroupsSequence = [Dataset()]
-    setattr(header.SharedFunctionalGroupsSequence[0], sequence, [item])
-
-
-def _decimal(values: NDArray[np.float64]) -> list[str]:
-    # Adding zero turns -0.0 into 0.0.
-    return [format_number_as_ds(float(each) + 0.0) for each in values]
