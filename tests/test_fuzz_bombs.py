@@ -20,7 +20,7 @@ from dicom_node import volume
 from dicom_node.demo import sample
 from dicom_node.errors import NotDicom, UnusableSeries
 from dicom_node.spool import header
-from dicom_node.volume import codestream, pixels
+from dicom_node.volume import codestream, opening
 from tests.breaking import data_sets
 
 LARGE = 65_535
@@ -79,7 +79,7 @@ def test_a_length_that_the_file_does_not_have_is_not_read(tmp_path: Path) -> Non
     content = path.read_bytes()
     at = content.rindex(b"\xe0\x7f\x10\x00OW")
     path.write_bytes(content[: at + 8] + struct.pack("<I", 0xFFFFFFF0) + content[at + 12 :])
-    assert pixels.open_instance(path).length == 32 * 32 * 2
+    assert opening.open_instance(path).length == 32 * 32 * 2
 
 
 def jpeg_2000(frame: bytearray) -> None:
@@ -142,7 +142,7 @@ def bomb(size: int) -> bytes:
 @pytest.fixture
 def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header, "INFLATED_LIMIT", 8 << 20)
-    monkeypatch.setattr(pixels, "INFLATED_LIMIT", 8 << 20)
+    monkeypatch.setattr(opening, "INFLATED_LIMIT", 8 << 20)
 
 
 @pytest.mark.usefixtures("low_limit")
@@ -156,7 +156,7 @@ def test_a_deflated_data_set_above_the_limit_is_refused_before_it_is_inflated(
     names = (DeflatedExplicitVRLittleEndian, model.sop_class_uid, model.sop_uid)
     path.write_bytes(data_sets.head(*names) + squeezed)
     with pytest.raises(UnusableSeries, match="becomes more than"):
-        pixels.open_instance(path)
+        opening.open_instance(path)
 
 
 @pytest.mark.usefixtures("low_limit")

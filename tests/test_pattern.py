@@ -22,7 +22,7 @@ from pydicom.uid import (
 
 from dicom_node.demo import sample
 from dicom_node.errors import UnusableSeries
-from dicom_node.volume import SourceVolume, load, pixels
+from dicom_node.volume import SourceVolume, load, opening
 from dicom_node.volume.pattern import Likeness, Pattern
 
 SHAPE, SPACING_MM = (4, 8, 8), (5.0, 10.0, 10.0)
@@ -70,7 +70,7 @@ def outcome(paths: Sequence[Path]) -> tuple[SourceVolume, list[Dataset]] | str:
 
 def plainly(paths: Sequence[Path]) -> tuple[SourceVolume, list[Dataset]] | str:
     """Load with every header read by pydicom."""
-    with mock.patch.object(pixels, "_pattern", return_value=None):
+    with mock.patch.object(opening, "_pattern", return_value=None):
         return outcome(paths)
 
 
@@ -185,7 +185,7 @@ def test_most_of_a_series_is_like_its_first(tmp_path: Path) -> None:
     made[2].OperatorsName = "Doe^John"
     made[3].PatientID = "ANOTHER"
     paths = write(made, tmp_path)
-    opened = pixels.open_instances(paths, {"PatientID"})
+    opened = opening.open_instances(paths, {"PatientID"})
     assert [isinstance(each.read, Likeness) for each in opened] == [False, True, True, False]
     assert opened[2].header.OperatorsName == "Doe^John"
 
@@ -199,7 +199,7 @@ def test_what_is_compressed_or_of_the_other_byte_order_is_read_by_pydicom(
         for each in made:
             each.compress(RLELossless, generate_instance_uid=False)
     paths = write(made, tmp_path, syntax)
-    opened = pixels.open_instances(paths, ())
+    opened = opening.open_instances(paths, ())
     assert not any(isinstance(each.read, Likeness) for each in opened)
     assert_same(paths)
 
@@ -240,7 +240,7 @@ def test_headers_are_there_when_the_files_are_gone(tmp_path: Path) -> None:
 def test_a_pattern_is_taken_only_of_what_pydicom_read_of_these_bytes(tmp_path: Path) -> None:
     (path, *_) = write(series(), tmp_path)
     header, data = dcmread(path, stop_before_pixels=True), path.read_bytes()
-    start = pixels.open_instance(path).start
+    start = opening.open_instance(path).start
     assert Pattern.of(header, data[:start], ()) is not None
     assert Pattern.of(header, data[: start - 2], ()) is None
     assert Pattern.of(header, bytes(start), ()) is None

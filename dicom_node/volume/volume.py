@@ -35,7 +35,8 @@ from dicom_node.errors import UnusableSeries
 
 from .geometry import Grid, Plane, regular_grid
 from .headers import Headers, macro
-from .pixels import LAYOUT, Instance, Stored, foreign_header, open_instances, shared
+from .opening import foreign_header, open_instances
+from .pixels import LAYOUT, Instance, Stored, shared
 
 log = logging.getLogger(__name__)
 

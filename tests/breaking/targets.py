@@ -31,7 +31,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.network.part10 import Part10
 from dicom_node.scp import Scp
 from dicom_node.spool import Announced, Spool, header
-from dicom_node.volume import pixels
+from dicom_node.volume import opening
 
 from . import data_sets, requests, speech
 from .mutation import TEXTS, Node, mangled, shaken
@@ -239,7 +239,7 @@ class Frames(Target):
         instance = dcmread(path)
         instance.PixelData = encapsulate([case.content])
         try:
-            for _ in pixels.open_instance(instance).frames():
+            for _ in opening.open_instance(instance).frames():
                 pass
         except BadInput as error:
             return f"{_words(error)} {case.syntax}"
