@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SUBJECTS = {
     "receiving": {"LaMed Node", "Orthanc", "DCMTK storescp", "pynetdicom save_as"},
     "sending": {"LaMed Node", "pynetdicom", "DCMTK dcmsend"},
-    "volume": {"LaMed Node", "numpy frombuffer", "highdicom"},
+    "volume": {"LaMed Node", "numpy frombuffer", "ours, with every header", "highdicom"},
     "segmentation": {"LaMed Node", "highdicom", "dcmqi"},
     "reading": {"LaMed Node, one batch", "one at a time"},
     "ledger": {"LaMed Node", "bare sqlite3"},

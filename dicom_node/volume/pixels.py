@@ -203,8 +203,10 @@ class Instance:
             return stored
         # Decoders put the lowest bit at the bottom; native pixels end where High Bit says.
         high = high if self.native else bits - 1
-        # Up to the top and back: the way down brings the sign of signed pixels along.
         place = stored if stored.flags.writeable else None
+        if stored.dtype.kind == "u" and high == bits - 1:
+            return np.bitwise_and(stored, (1 << bits) - 1, out=place)
+        # Up to the top and back: the way down brings the sign of signed pixels along.
         kept: Stored = np.left_shift(stored, container - 1 - high, out=place)
         return np.right_shift(kept, container - bits, out=kept)
 

@@ -9,9 +9,7 @@ not surely right is refused with a reason.
 import itertools
 import logging
 import math
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -93,8 +91,6 @@ ALIKE: Final = frozenset(
 )
 """All that is read of a header but for the name and the place of its instance. Of instances that
 have this in common, to the last byte, only the first is asked for it."""
-
-THREADS: Final = min(4, os.cpu_count() or 1)
 
 MOST_VOXELS: Final = 1 << 31
 """8 GB of float32; a whole body of 2,000 slices with 1,024 x 1,024 pixels fits."""
@@ -379,32 +375,20 @@ def _fill(slices: Sequence[Values], frames: Sequence[_Frame]) -> None:
     there. It becomes the lowest value that was measured in the series: darker than all, yet no
     stretch of the range that percentiles and minima see.
     """
-    pairs = list(zip(slices, frames, strict=True))
-    # Foreign decoders are not asked by several threads at once; one instance is read by one.
-    several = all(each.index == 0 and each.instance.native for each in frames)
-    share = -(-len(pairs) // THREADS) if several else len(pairs)
-    shares = [pairs[begin : begin + share] for begin in range(0, len(pairs), share)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        padded = [each for found in pool.map(_decode, shares) for each in found]
-    if padded:
-        floor = min(np.fmin.reduce(each, axis=None, initial=np.inf) for each in slices)
-        for target in padded:
-            target[np.isnan(target)] = floor if np.isfinite(floor) else 0
-
-
-def _decode(pairs: Sequence[tuple[Values, _Frame]]) -> list[Values]:
-    """Decode frames into their slices, NaN where padding is; return the slices with any."""
     padded = []
-    room = bytearray(pairs[0][0].nbytes)  # for any frame: pixels have at most 32 bits
+    room = bytearray(slices[0].nbytes)  # for any frame: pixels have at most 32 bits
     stored = itertools.chain.from_iterable(
-        frame.instance.frames(room) for _, frame in pairs if frame.index == 0
+        frame.instance.frames(room) for frame in frames if frame.index == 0
     )
-    for (target, frame), values in zip(pairs, stored, strict=True):
+    for target, frame, values in zip(slices, frames, stored, strict=True):
         padding = _convert(target, values, frame)
         if padding is not None:
             target[padding] = np.nan
             padded.append(target)
-    return padded
+    if padded:
+        floor = min(np.fmin.reduce(each, axis=None, initial=np.inf) for each in slices)
+        for target in padded:
+            target[np.isnan(target)] = floor if np.isfinite(floor) else 0
 
 
 def _convert(target: Values, stored: Stored, frame: _Frame) -> NDArray[np.bool_] | None:
