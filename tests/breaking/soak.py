@@ -149,6 +149,7 @@ def _site(folder: Path) -> Iterator[Site]:
             "--config", str(to),
             **common, data_dir=folder / "node", quiet_s=2, rules=folder / "rules.toml",
             checkpoint=folder / tiny.NAME, protocols=short_protocols(folder / "protocols"),
+            retain_spool_gb=2,
             validate="off",
         )  # fmt: skip
         serving = stack.enter_context(node)
