@@ -4,7 +4,7 @@ Knows Starlette. What is decided, `Trial` says; a file is held in memory, and of
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
@@ -18,9 +18,6 @@ from dicom_node.errors import BadInput
 
 from . import access
 
-if TYPE_CHECKING:
-    from .app import Pages
-
 Trial = Callable[[bytes], Mapping[str, Any]]
 
 LARGEST_FILE: Final = 32 * 1024 * 1024
@@ -32,10 +29,20 @@ class _TooLarge(MultiPartException):
     """The parser knows this kind, and closes the file that it has begun."""
 
 
+class Pages(Protocol):
+    """What shows a page, and knows to whom."""
+
+    def session(self, request: Request) -> str:
+        """Give the session of a request; empty if there is none that is good."""
+
+    def page(self, template: str, session: str, *, status: int = 200, **values: object) -> Response:
+        """Show a page to a session."""
+
+
 class RulesPage:
     """The page, beside the others."""
 
-    def __init__(self, pages: "Pages", trial: Trial) -> None:
+    def __init__(self, pages: Pages, trial: Trial) -> None:
         self._pages, self._trial = pages, trial
 
     def routes(self) -> list[Route]:
