@@ -307,6 +307,19 @@ def test_what_was_being_fetched_when_the_process_ended_is_fetched_again(
     assert pull.find(ledger, number).state == "waiting"
 
 
+@pytest.mark.orthanc
+def test_an_instance_that_is_too_large_is_not_taken(
+    config: Config, spool: Spool, ledger: Ledger, orthanc: Orthanc
+) -> None:
+    made = sample.series(shape=(2, 1024, 1024), seed=77)
+    uid = str(made[0].StudyInstanceUID)
+    orthanc.upload(sample.write(made, config.data_dir / "large"))
+    limited = replace(config, maximum_instance_mb=1)
+    with pytest.raises(PeerError, match="0xA702"):
+        pull.pull(source_of(orthanc, "c-get"), limited, ledger, spool, uid)
+    assert ledger.instances(uid) == []
+
+
 @pytest.mark.parametrize(
     "wanted",
     [

@@ -16,7 +16,7 @@ from pynetdicom.presentation import PresentationContext
 
 from dicom_node.config import Config
 from dicom_node.config.sources import Source
-from dicom_node.errors import NodeError, PeerError, Unavailable
+from dicom_node.errors import NodeError, OutOfResources, PeerError, Unavailable
 from dicom_node.network import multipart, tls
 from dicom_node.network.multipart import Parts
 from dicom_node.scu import stow
@@ -93,7 +93,7 @@ def _by_get(
 
     def store(event: evt.Event) -> int:
         nonlocal came
-        status = _store(event, spool, source)
+        status = _store(event, spool, source, config.maximum_instance_mb << 20)
         came += status == 0
         try:
             tell(came)
@@ -154,7 +154,7 @@ def contexts_of(there: Holding) -> list[PresentationContext]:
     return [build_context(uid, list(SYNTAXES)) for uid in classes[: MAXIMUM_CONTEXTS - 1]]
 
 
-def _store(event: evt.Event, spool: Spool, source: Source) -> int:
+def _store(event: evt.Event, spool: Spool, source: Source, most: int) -> int:
     request: Any = event.request
     announced = Announced(
         str(request.AffectedSOPClassUID),
@@ -162,6 +162,10 @@ def _store(event: evt.Event, spool: Spool, source: Source) -> int:
         str(event.context.transfer_syntax),
         source.peer.ae_title,
     )
+    if request.DataSet.getbuffer().nbytes > most:
+        reason = "larger than maximum_instance_mb"
+        log.warning("pull.refused", extra={"sop_uid": announced.sop_uid, "reason": reason})
+        return OutOfResources.status
     try:
         spool.store(request.DataSet.getvalue(), announced)
     except NodeError as error:
