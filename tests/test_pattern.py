@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import missing
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
@@ -21,8 +22,8 @@ from pydicom.uid import (
 )
 
 from dicom_node.demo import sample
-from dicom_node.errors import UnusableSeries
-from dicom_node.volume import SourceVolume, load, opening
+from dicom_node.errors import Unavailable, UnusableSeries
+from dicom_node.volume import SourceVolume, load, opening, volume
 from dicom_node.volume.pattern import Likeness, Pattern
 
 SHAPE, SPACING_MM = (4, 8, 8), (5.0, 10.0, 10.0)
@@ -36,6 +37,9 @@ def series() -> list[Dataset]:
         each.SliceLocation = f"{number * 5}.0"
         each.OperatorsName = "Roe^Jane"
         each.ProcedureCodeSequence = [item()]
+        # Some scanners write it so; pydicom knows it, and decodes it at once.
+        each.private_block(0x0043, "GEMS_PARM_01", create=True).add_new(0x64, "UN", b"")
+        each.private_block(0x0045, "NOBODY KNOWS", create=True).add_new(0x64, "UN", b"")
     return made
 
 
@@ -201,6 +205,17 @@ def test_what_is_compressed_or_of_the_other_byte_order_is_read_by_pydicom(
     paths = write(made, tmp_path, syntax)
     opened = opening.open_instances(paths, ())
     assert not any(isinstance(each.read, Likeness) for each in opened)
+    assert_same(paths)
+
+
+def test_of_a_real_series_all_are_like_the_first() -> None:
+    try:
+        folder = sample.chest_ct(Path(".cache"))
+    except Unavailable as error:
+        missing(f"the real chest CT: {error}")
+    paths = sorted(folder.iterdir())
+    opened = opening.open_instances(paths, volume.ALIKE)
+    assert [isinstance(each.read, Likeness) for each in opened] == [False] + [True] * 60
     assert_same(paths)
 
 

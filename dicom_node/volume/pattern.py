@@ -183,7 +183,8 @@ class _Part(NamedTuple):
         odd = self.made.tag == GROUP_LENGTH and head + length != len(self.data)
         if odd or start + length > len(data):
             return None
-        return _raw(self.made, self.form, data[start : start + length], start)
+        vr = None if self.form == IMPLICIT else self.made.VR
+        return _raw(self.made.tag, vr, data[start : start + length], start)
 
 
 def _parts(header: FileDataset, data: bytes, fixed: Collection[int]) -> Iterator[_Part]:
@@ -194,8 +195,8 @@ def _parts(header: FileDataset, data: bytes, fixed: Collection[int]) -> Iterator
         raise _Odd
     # By the first one pydicom guesses whether there are VRs; by the other it decodes texts.
     fixed = {*fixed, body[0].tag, CHARACTER_SET, *(each.tag for each in meta)} - OWN_META
-    found = [(each, _form(each)) for each in meta]
-    found += [(each, IMPLICIT if implicit else _form(each)) for each in body]
+    found = [(each, _form(each, data)) for each in meta]
+    found += [(each, IMPLICIT if implicit else _form(each, data)) for each in body]
     begins = [_start(each) - form.head for each, form in found]
     begins.append(len(data) - (IMPLICIT if implicit else LONG).head)  # of Pixel Data
     if begins[0] != BEGIN:
@@ -206,8 +207,19 @@ def _parts(header: FileDataset, data: bytes, fixed: Collection[int]) -> Iterator
         yield _Part(made, data[begin:end], form, free)
 
 
-def _form(element: Element) -> _Form:
-    return LONG if element.VR in EXPLICIT_VR_LENGTH_32 else SHORT
+def _form(element: Element, data: bytes) -> _Form:
+    """Tell in which form an element is; pydicom may have decoded it as of another VR."""
+    start = _start(element)
+    is_short = data[start - 8 : start - 4] == _name(element)
+    return SHORT if is_short and _vr(data[start - 8 :]) not in EXPLICIT_VR_LENGTH_32 else LONG
+
+
+def _name(element: Element) -> bytes:
+    return struct.pack("<HH", element.tag.group, element.tag.element)
+
+
+def _vr(data: bytes) -> str:
+    return data[4:6].decode("ascii", "replace")
 
 
 def _start(element: Element) -> int:
@@ -217,33 +229,21 @@ def _start(element: Element) -> int:
 
 def _made(element: Element, form: _Form, data: bytes, begin: int) -> Element:
     """Give an element as pydicom made it, after a look whether it is made of these bytes."""
-    tag = struct.pack("<HH", element.tag.group, element.tag.element)
-    if isinstance(element, DataElement) and element.is_undefined_length and data[:4] == tag:
+    if not data.startswith(_name(element)):
+        raise _Odd
+    if isinstance(element, DataElement) and element.is_undefined_length:
         return copy.deepcopy(element)
-    raw = _raw(element, form, data[form.head :], begin + form.head)
-    name = tag if form == IMPLICIT else tag + (element.VR or "").encode()
-    # Some that it needs itself are decoded already.
-    decoded = element.tag.group == META or element.tag == CHARACTER_SET
+    vr = None if form == IMPLICIT else _vr(data)
+    raw = _raw(element.tag, vr, data[form.head :], begin + form.head)
+    # Some that it needs itself are decoded already, and private ones without a value.
+    decoded = element.tag.group == META or element.tag == CHARACTER_SET or not raw.value
     same = element == raw if isinstance(element, RawDataElement) else decoded
-    if not (same and data.startswith(name) and _length(data, form) == raw.length):
+    if not (same and int.from_bytes(data[form.name : form.head], "little") == raw.length):
         raise _Odd
     return raw
 
 
-def _length(data: bytes, form: _Form) -> int:
-    return int.from_bytes(data[form.name : form.head], "little")
-
-
-def _raw(element: Element, form: _Form, value: bytes, start: int) -> RawDataElement:
-    """Make what pydicom makes of an element before it decodes it."""
-    vr = None if form == IMPLICIT else element.VR
+def _raw(tag: BaseTag, vr: str | None, value: bytes, start: int) -> RawDataElement:
+    """Make what pydicom makes of an element before it decodes it; no VR: implicit."""
     empty = cast("bytes | None", empty_value_for_VR(vr, raw=True))
-    return RawDataElement(
-        element.tag,
-        vr,
-        len(value),
-        value or empty,
-        start,
-        form == IMPLICIT,
-        True,  # noqa: FBT003
-    )
+    return RawDataElement(tag, vr, len(value), value or empty, start, vr is None, True)  # noqa: FBT003
