@@ -32,6 +32,7 @@ quiet_s = 5
 name = "trunk"
 when = 'Modality == "CT"'
 protocol = "each"
+fetch = "archive"
 priority = "off-peak"
 window = "19:00-06:00"
 series = {prefer = ['contrast == "venous"']}
@@ -49,7 +50,7 @@ def url(ledger: Ledger) -> Iterator[str]:
     folder = ledger.path.parent
     (folder / "rules.toml").write_text(TEXT)
     known = serve.protocols(Config())
-    book = rules.read(folder / "rules.toml", list(known), [])
+    book = rules.read(folder / "rules.toml", list(known), [], ["archive"])
     trial = Trial(book, serve.rules(known)).of_bytes
     app = qa.create_app(ledger, results_dir=folder, api_token="t", trial=trial)
     with qa.Server(app, "127.0.0.1", 0) as server:
@@ -95,6 +96,7 @@ def test_a_dropped_image_tells_what_would_be_decided_and_nothing_is_kept(
     assert answer.status_code == 200
     assert "Job: ct_abdomen, off-peak, 19:00-06:00" in answer.text
     assert "Job: ct_chest, off-peak" in answer.text
+    assert "as the settings have it; what else archive has is fetched before" in answer.text
     assert "StationName starts with &#34;ER&#34; is not so: it is &#39;CT7&#39;" in answer.text
     assert "preferred: contrast == &#34;venous&#34; +25" in answer.text
     assert (ledger.head(), sorted(ledger.path.parent.iterdir())) == (before, files)

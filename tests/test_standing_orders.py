@@ -16,6 +16,7 @@ from dicom_node.intake import Intake
 from dicom_node.jobs import Jobs
 from dicom_node.ledger import Ledger
 from dicom_node.routing import rules
+from dicom_node.routing.trial import Trial, describe
 from dicom_node.spool import Spool
 from dicom_node.ways_in import pull, standing_orders
 
@@ -132,6 +133,16 @@ def test_a_study_that_cannot_be_asked_for_is_read_as_it_is(
     receive(spool, series)
     assert take().step() == 1
     assert "pull.asked" not in [each.kind for each in ledger.events()]
+
+
+def test_that_a_rule_fetches_is_told_when_it_is_tried(
+    tmp_path: Path, take: Take, series: list[Dataset]
+) -> None:
+    book = take().book
+    assert book is not None
+    trial = Trial(book, serve.rules(PROTOCOLS))
+    (told,) = trial.of_files(sample.write(series, tmp_path / "files"))
+    assert "  what else PACS has of it is fetched before\n" in describe(told)
 
 
 def test_a_rule_fetches_from_a_source_of_the_settings(tmp_path: Path) -> None:

@@ -182,6 +182,8 @@ def reach(config: Config) -> Iterator[str]:
     if config.audit_store:
         yield f"kept as files in {config.audit_dir}"
     if not config.audit_syslog:
+        if not config.audit_store:
+            yield "the ledger alone: neither audit_store nor audit_syslog is set"
         return
     receiver = syslog.Receiver.parse(config.audit_syslog)
     if receiver.transport == "udp":

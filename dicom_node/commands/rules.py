@@ -34,12 +34,13 @@ def _check(arguments: argparse.Namespace) -> Outcome:
             "action": each.action,
             "protocols": list(each.protocols),
             "priority": each.priority,
+            "fetch": each.fetch,
         }
         for each in book.rules
     ]
     lines = [
         f"{each.name}: {each.action} {', '.join(each.protocols) or 'as the protocols imply'},"
-        f" {each.priority}, when {each.when}"
+        f" {each.priority}{f', with what {each.fetch} has' * bool(each.fetch)}, when {each.when}"
         if each.action == "read"
         else f"{each.name}: {each.action} when {each.when}"
         for each in book.rules

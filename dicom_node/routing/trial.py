@@ -99,6 +99,8 @@ def _lines(told: Mapping[str, Any]) -> Iterator[str]:
         yield f"  complete after {told['quiet_s']:g} s without an instance"
     if told["expected"] is not None:
         yield f"  complete with {told['expected']} instances"
+    if told["fetch"]:
+        yield f"  what else {told['fetch']} has of it is fetched before"
     for job in told["jobs"]:
         window = f" in {job['window']}" if job["window"] else ""
         to = f", to {', '.join(job['destinations'])}" if job["destinations"] else ""
