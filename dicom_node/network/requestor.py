@@ -81,6 +81,7 @@ class Requestor(Connection):
 
     def __init__(self, sock: socket.socket, *, timeout_s: float) -> None:
         super().__init__(sock, timeout_s=timeout_s)
+        sock.settimeout(timeout_s)  # Python's own holds for all of what is sent at once
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.contexts: dict[tuple[str, str], int] = {}

@@ -140,7 +140,7 @@ class Connection:
 
     def accept(self, proposal: Proposal, accepted: Accepted, *, uid: str, name: str) -> None:
         """Send the A-ASSOCIATE-AC, with our implementation's class UID and version name."""
-        self._sock.sendall(encode_acceptance(proposal, accepted, uid=uid, name=name))
+        self._send(encode_acceptance(proposal, accepted, uid=uid, name=name))
 
     def reject(self, result: int, source: int, diagnostic: int) -> None:
         """Send an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
@@ -181,7 +181,13 @@ class Connection:
         pdus = [*self._pieces(context, command, 1)]
         if data:
             pdus += self._pieces(context, data, 0)
-        self._sock.sendall(b"".join(pdus))
+        self._send(b"".join(pdus))
+
+    def _send(self, content: bytes) -> None:
+        try:
+            self._sock.sendall(content)
+        except BlockingIOError as error:
+            raise TimeoutError(f"the peer took no bytes for {self._timeout_s:g} s") from error
 
     def _pieces(self, context: int, content: bytes, command: int) -> Iterator[bytes]:
         # 6 bytes of a PDV before its fragment; 0 is no limit (PS3.8 D.1).
