@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -269,6 +270,19 @@ def test_an_abort_and_a_hang_up_are_told_apart(scp: Scp, ledger: Ledger) -> None
             raw.associate(request())
             raw.send(last)
         eventually(lambda kind=kind: kind in kinds(ledger))  # type: ignore[misc]
+
+
+def test_who_reads_no_answers_holds_nobody_for_longer_than_said(
+    config: Config, spool: Spool, ledger: Ledger
+) -> None:
+    impatient = replace(config, network_timeout_s=1.0)
+    with Scp(impatient, spool, ledger) as scp, RawPeer(scp.port, 30) as peer:
+        peer.associate(request())
+        with suppress(OSError):  # until it gives us up
+            for _ in range(2_000):
+                peer.send(ECHO * 100)
+    (told,) = [each.data for each in ledger.events() if each.kind == "association.lost"]
+    assert told["reason"] == "the peer took no bytes for 1 s"
 
 
 def test_who_is_silent_is_sent_away(config: Config, spool: Spool, ledger: Ledger) -> None:
