@@ -58,7 +58,9 @@ class Orthanc:
             **(settings or {}),
         }
         self.settings["HttpPort"], self.settings["DicomPort"] = free_ports(2)
-        self.http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
+        # A connection for each request: Orthanc may close one that is kept at any moment.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False, limits=limits)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -16,7 +16,7 @@ from torch import distributed
 from model import checkpoint, clip
 from model.clip import Words
 from model.network import M3DCLIP
-from model.training import stages
+from model.training import running, stages
 from model.training.batches import Pairs
 from model.training.examples import Example
 from model.training.objectives import Matching, everywhere
@@ -130,3 +130,4 @@ def test_alone_a_process_has_its_own_rows() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     {"rank": rank, "stage": stage}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    running.leave()

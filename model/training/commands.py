@@ -81,7 +81,7 @@ def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
 
 def _train(arguments: argparse.Namespace) -> dict[str, object]:
     _need_extras()
-    from . import stages
+    from . import running, stages
 
     chosen = recipe.read(recipe.find(arguments.stage, arguments.recipe))
     if chosen.stage != arguments.stage:
@@ -91,7 +91,9 @@ def _train(arguments: argparse.Namespace) -> dict[str, object]:
     places = stages.Places(
         arguments.start, arguments.out, arguments.vision, arguments.data, arguments.cache
     )
-    return stages.run(chosen, places, device=arguments.device, name=arguments.name)
+    told = stages.run(chosen, places, device=arguments.device, name=arguments.name)
+    running.leave()
+    return told
 
 
 def _demo(arguments: argparse.Namespace) -> dict[str, object]:

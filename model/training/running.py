@@ -37,6 +37,12 @@ STATE, WEIGHTS = "trainer_state.json", "model.safetensors"  # as transformers na
 log = logging.getLogger(__name__)
 
 
+def leave() -> None:
+    """Leave the group of processes, if there is one: its threads must end before the process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class TrainingError(ModelError):
     """A run cannot go on; says at which step, what was expected and what came."""
 
