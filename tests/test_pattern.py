@@ -1,10 +1,12 @@
 """Headers that are like the first of their series are made of it: as if pydicom had read each."""
 
+import ast
 import copy
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -14,6 +16,7 @@ from conftest import missing
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
+from pydicom.datadict import tag_for_keyword
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -23,7 +26,7 @@ from pydicom.uid import (
 
 from dicom_node.demo import sample
 from dicom_node.errors import Unavailable, UnusableSeries
-from dicom_node.volume import SourceVolume, load, opening, volume
+from dicom_node.volume import SourceVolume, headers, load, opening, pixels, volume
 from dicom_node.volume.pattern import Likeness, Pattern
 
 SHAPE, SPACING_MM = (4, 8, 8), (5.0, 10.0, 10.0)
@@ -259,3 +262,39 @@ def test_a_pattern_is_taken_only_of_what_pydicom_read_of_these_bytes(tmp_path: P
     assert Pattern.of(header, data[:start], ()) is not None
     assert Pattern.of(header, data[: start - 2], ()) is None
     assert Pattern.of(header, bytes(start), ()) is None
+
+
+@pytest.mark.parametrize("keyword", sorted(volume.ALIKE))
+def test_what_is_asked_of_the_first_alone_may_not_differ(keyword: str, tmp_path: Path) -> None:
+    made = series()
+    for each in made:
+        each.add_new("PixelPaddingValue", "US", 0)
+        each.add_new("PixelPaddingRangeLimit", "US", 5)
+        each.setdefault("NumberOfFrames", 1)
+    if keyword in made[2]:
+        del made[2][keyword]
+    else:
+        made[2].add_new(keyword, "SQ" if "Sequence" in keyword else "CS", [])
+    paths = write(made, tmp_path)
+    opened = opening.open_instances(paths, volume.ALIKE)
+    assert [isinstance(each.read, Likeness) for each in opened] == [False, True, False, True]
+    assert_same(paths)
+
+
+def keywords(module: ModuleType) -> set[str]:
+    """Find every attribute of DICOM that the source of a module names."""
+    nodes = ast.walk(ast.parse(Path(str(module.__file__)).read_text()))
+    names = {
+        each.attr if isinstance(each, ast.Attribute) else getattr(each, "value", "")
+        for each in nodes
+    }
+    return {each for each in names if each and isinstance(each, str) and tag_for_keyword(each)}
+
+
+def test_all_that_is_read_of_a_header_is_asked_of_each_or_may_not_differ() -> None:
+    own = {"SOPInstanceUID", "ImagePositionPatient"}
+    # Of the file meta information, or the pixels; written, or in multi-frame images alone.
+    other = {"TransferSyntaxUID", "PixelData", "PixelMeasuresSequence", "PlanePositionSequence"}
+    other |= {"PlaneOrientationSequence", "PixelValueTransformationSequence"}
+    read = keywords(volume) | keywords(headers) | keywords(pixels)
+    assert read - own - other == volume.ALIKE
